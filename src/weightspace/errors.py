@@ -1,0 +1,47 @@
+"""Every error this library raises on purpose.
+
+Each message is one sentence that says what was asked, what came, and what to do. All derive from
+`WeightspaceError`, so a script (and the command line) can tell them from bugs.
+"""
+
+from __future__ import annotations
+
+
+class WeightspaceError(Exception):
+    """Base of all errors raised on purpose by weightspace."""
+
+
+class SelectionError(WeightspaceError, ValueError):
+    """A rule's `on=` matches nothing, or what it matches cannot carry the rule."""
+
+
+class RuleError(WeightspaceError, ValueError):
+    """A rule's own parameters are out of range, or two rules cannot be combined."""
+
+
+class AttachError(WeightspaceError, RuntimeError):
+    """Rules and optimizer do not fit together (attached twice, unsupported optimizer, foreign state)."""
+
+
+class NonFiniteGradientError(WeightspaceError, ArithmeticError):
+    """A gradient holds NaN or infinity. Raised before the optimizer changed any weight."""
+
+
+class VerificationError(WeightspaceError, ArithmeticError):
+    """A declared property was measured and does not hold."""
+
+
+class DataError(WeightspaceError, RuntimeError):
+    """A data set is missing, truncated or not what its name says."""
+
+
+class RecipeError(WeightspaceError, ValueError):
+    """A recipe has an unknown key or a value out of range."""
+
+
+class RunError(WeightspaceError, RuntimeError):
+    """A run directory cannot be written, read or resumed."""
+
+
+class DivergenceError(WeightspaceError, ArithmeticError):
+    """Training produced a non-finite loss or gradient; what was reached before is on disk."""
