@@ -1,0 +1,121 @@
+"""Runs the metrics of one batch of equal weights: one by one, or stacked into one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from weightspace.errors import AttachError
+from weightspace.kernels.parameters import ParameterInfo, has_same_layout
+from weightspace.kernels.stacking import Batch, Workspace
+from weightspace.metrics import Layout, Metric, mean_energy
+
+Swap = tuple[nn.Parameter, torch.Tensor, torch.Tensor]  # parameter, its gradient, the buffer that stands in
+Measured = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by parameter name: rho, shrinkage
+
+
+class BatchTransform:
+    """The metrics of one batch, ready to run. The weight-by-weight path is the reference of the stacked one."""
+
+    def __init__(self, batch: Batch, rules: tuple[Metric, ...], work: Workspace) -> None:
+        self._batch = batch
+        self._steps = [(rules[i], view) for i, view in zip(batch.rules, batch.views, strict=True)]
+        self._work = work
+        self._outs = [[view(b) for _, view in self._steps] for b in batch.buffers]
+
+    def run(
+        self,
+        witnesses: list[torch.Tensor] | None,
+        measured: Measured | None,
+    ) -> list[Swap]:
+        """Fills the buffers of all weights that have a gradient.
+
+        Args:
+            witnesses: Receives a scalar a weight (or stack) that is finite if and only if its gradients are.
+            measured: Receives `(rho, shrinkage)` by parameter name.
+
+        Returns:
+            What to swap; with `inplace` the gradient is its own stand-in.
+        """
+        batch = self._batch
+        live = [(k, g) for k, info in enumerate(batch.infos) if (g := self._gradient(info)) is not None]
+        is_whole = len(live) == len(batch.infos)
+        if batch.mode == "stacked" and is_whole and all(has_same_layout(g, batch.infos[k].parameter) for k, g in live):
+            return self._run_stacked([g for _, g in live], witnesses, measured)
+        return [self._run_one(k, g, witnesses, measured) for k, g in live]
+
+    def _gradient(self, info: ParameterInfo) -> torch.Tensor | None:
+        grad = info.parameter.grad
+        if grad is not None and grad.layout != torch.strided:
+            raise AttachError(f"The gradient of {info.name} is sparse ({grad.layout}); metrics need a dense gradient.")
+        return grad
+
+    def _run_one(
+        self,
+        index: int,
+        grad: torch.Tensor,
+        witnesses: list[torch.Tensor] | None,
+        measured: Measured | None,
+    ) -> Swap:
+        batch, info = self._batch, self._batch.infos[index]
+        source, buffer = grad, grad if batch.is_inplace else batch.buffers[index]
+        if not has_same_layout(grad, info.parameter):
+            if batch.is_inplace:
+                raise AttachError(
+                    f"The gradient of {info.name} has strides {grad.stride()}, the weight {info.parameter.stride()}; "
+                    "inplace=True cannot transform it: attach without inplace."
+                )
+            source = buffer.copy_(grad)
+        outs = [view(grad) for _, view in self._steps] if batch.is_inplace else self._outs[index]
+        before = _energy(self._steps[0][1](source)[None]) if measured is not None else None
+        for (metric, view), out in zip(self._steps, outs, strict=True):
+            metric.apply(view(source), out, Layout(1, view.grid), self._work)
+            source = buffer
+        if witnesses is not None:
+            witnesses.append(_witness(outs[-1]))
+        if measured is not None and before is not None:
+            _note(measured, [info], before, outs[-1][None])
+        return info.parameter, grad, buffer
+
+    def _run_stacked(
+        self, grads: list[torch.Tensor], witnesses: list[torch.Tensor] | None, measured: Measured | None
+    ) -> list[Swap]:
+        batch = self._batch
+        count, first = len(grads), self._steps[0][1]
+        torch.stack([first(g) for g in grads], out=batch.block.view(count, *first.shape))
+        before = _energy(batch.block.view(count, *first.shape)) if measured is not None else None
+        for metric, view in self._steps:
+            block = batch.stacked(view)
+            metric.apply(block, block, Layout(count, view.grid), self._work)
+        last = self._steps[-1][1]
+        if witnesses is not None:
+            witnesses.append(_witness(batch.stacked(last)))
+        if measured is not None and before is not None:
+            _note(measured, batch.infos, before, batch.block.view(count, *last.shape))
+        return [(i.parameter, g, b) for i, g, b in zip(batch.infos, grads, batch.buffers, strict=True)]
+
+
+def _witness(out: torch.Tensor) -> torch.Tensor:
+    """A scalar that is finite only if all of `out` is: each entry mixes all entries along the metric's axis."""
+    return out[:, 0].sum(dtype=torch.float32 if out.dtype in (torch.float16, torch.bfloat16) else None)
+
+
+def _energy(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """rho and norm of each weight in `(count, batch, length, inner)`, in at least float32."""
+    count = blocks.shape[0]
+    wide = blocks.float() if blocks.dtype in (torch.float16, torch.bfloat16) else blocks
+    return mean_energy(wide.flatten(0, 1), count), torch.linalg.vector_norm(wide.reshape(count, -1), dim=1)
+
+
+def _note(
+    measured: Measured,
+    infos: list[ParameterInfo],
+    before: tuple[torch.Tensor, torch.Tensor],
+    blocks: torch.Tensor,
+) -> None:
+    rho, norms = before
+    wide = blocks.float() if blocks.dtype in (torch.float16, torch.bfloat16) else blocks
+    after = torch.linalg.vector_norm(wide.reshape(len(infos), -1), dim=1)
+    shrinkage = torch.where(norms > 0, after / norms, torch.ones_like(norms))
+    for k, info in enumerate(infos):
+        measured[info.name] = (rho[k], shrinkage[k])

@@ -1,0 +1,128 @@
+"""One row for every rule: what it is called, what it is, who thought of it, where its page is.
+
+The contract tests, the benchmarks, recipes and the how-to-choose table all read this registry: a rule that has a row is
+tested, measured and usable from YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+from weightspace import metrics
+from weightspace.errors import RuleError
+from weightspace.kernels import Rule, Stage
+from weightspace.kernels.selection import parse
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """Facts about one rule.
+
+    Attributes:
+        factory: The rule's class.
+        summary: One line for tables.
+        source: Paper, or "derived".
+        page: Documentation page, relative to docs/.
+        choose: When to take it.
+        variants: Settings that the contract tests and benchmarks run, by label.
+    """
+
+    factory: type[Rule]
+    summary: str
+    source: str
+    page: str
+    choose: str
+    variants: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The name in recipes and tables."""
+        return self.factory.__name__
+
+    @property
+    def stage(self) -> Stage:
+        """When in a step it acts."""
+        return self.factory.stage
+
+
+_ENTRIES = (
+    RuleEntry(
+        metrics.ChannelL2,
+        "keeps the mean over output channels, damps deviations from it",
+        "Lao et al., arXiv 2008.10766 (constants reconstructed)",
+        "metrics/channel-l2.md",
+        "the default channel-directed gradient: cheap, indifferent to the order of channels",
+        {
+            "out": {"smoothing": 4.0},
+            "out, keep_norm": {"smoothing": 4.0, "keep_norm": True},
+            "in": {"smoothing": 4.0, "axis": "in"},
+            "spatial": {"smoothing": 4.0, "axis": "spatial"},
+        },
+    ),
+    RuleEntry(
+        metrics.ChannelSobolev,
+        "smooths along the sequence of output channels",
+        "Lao et al., arXiv 2008.10766 (forms reconstructed)",
+        "metrics/channel-sobolev.md",
+        "to study smoothing along channels; always next to its permuted control",
+        {
+            "H1": {},
+            "H1, periodic": {"boundary": "periodic"},
+            "H1, keep_norm": {"keep_norm": True},
+            "H1, in": {"axis": "in"},
+            "H1, spatial": {"axis": "spatial"},
+            "H1, permuted": {"permutation_seed": 0},
+            "mean+derivative": {"order": "mean+derivative"},
+            "mean+derivative, periodic": {"order": "mean+derivative", "boundary": "periodic"},
+        },
+    ),
+    RuleEntry(
+        metrics.GradientCentralization,
+        "removes the mean of each filter's gradient",
+        "Yong et al., arXiv 2004.01461",
+        "metrics/centralization.md",
+        "baseline; combines with the channel metrics",
+        {"plain": {}, "keep_norm": {"keep_norm": True}},
+    ),
+    RuleEntry(
+        metrics.LaplacianSmoothing,
+        "smooths the flattened gradient",
+        "Osher et al., arXiv 1806.06317",
+        "metrics/laplacian.md",
+        "baseline",
+        {"plain": {}, "keep_norm": {"keep_norm": True}},
+    ),
+)
+
+REGISTRY: Mapping[str, RuleEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+
+
+def make_rule(name: str, **options: Any) -> Rule:
+    """Builds a rule from its name and options, as recipes do; `on` may be text such as `"convs & ~head"`.
+
+    Raises:
+        RuleError: Unknown name or option (the nearest known one is named), or a value out of range.
+
+    Example:
+        >>> make_rule("ChannelL2", smoothing=2.0, on="convs")
+        ChannelL2(smoothing=2.0, axis='out', keep_norm=False, on=convs)
+    """
+    entry = REGISTRY.get(name)
+    if entry is None:
+        raise RuleError(f"There is no rule {name!r}; {_nearest(name, list(REGISTRY))}")
+    known = [f.name for f in fields(entry.factory)]  # type: ignore[arg-type]  # every rule is a dataclass
+    for option in options:
+        if option not in known:
+            raise RuleError(f"{name} has no option {option!r}; {_nearest(option, known)}")
+    on = options.pop("on", None)
+    options["on"] = parse(on) if isinstance(on, str) else on
+    return entry.factory(**options)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
