@@ -1,0 +1,1 @@
+"""Data, models, recipes and the training loop."""

@@ -1,0 +1,108 @@
+"""Models to train: a registry of small image classifiers, built by name, without torchvision.
+
+>>> import torch
+>>> sorted(MODELS)
+['mlp', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'vgg']
+>>> net = build_model("vgg", in_channels=1, image_size=8, num_classes=10, widths=[16, 32])
+>>> net(torch.zeros(2, 1, 8, 8)).shape
+torch.Size([2, 10])
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from weightspace.errors import RecipeError
+from weightspace.training.models.checks import nearest
+from weightspace.training.models.mlp import MLP
+from weightspace.training.models.resnet import ResNet, cifar_resnet, imagenet_resnet
+from weightspace.training.models.vgg import VGG
+
+__all__ = ["MLP", "MODELS", "VGG", "ModelEntry", "ResNet", "build_model"]
+
+_FROM_THE_DATA = ("in_channels", "image_size", "num_classes")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of the registry.
+
+    Attributes:
+        name: What recipes call the model.
+        summary: One line for tables and help.
+        builder: Called with in_channels, image_size, num_classes and the options, all by keyword.
+    """
+
+    name: str
+    summary: str
+    builder: Callable[..., nn.Module]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options a recipe may set, with their defaults, read from the builder's signature."""
+        parameters = inspect.signature(self.builder).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in _FROM_THE_DATA and p.default is not p.empty}
+
+
+_ENTRIES = (
+    ModelEntry("mlp", "fully connected, ReLU; 784-1000-10 on 28 x 28 gray images", MLP),
+    ModelEntry("vgg", "plain 3 x 3 convolutions without batch norm, dropout before the classifier", VGG),
+    ModelEntry(
+        "resnet20", "He et al. 2015, section 4.2, n = 3: 0.27 million parameters", partial(cifar_resnet, "resnet20", 3)
+    ),
+    ModelEntry(
+        "resnet56", "He et al. 2015, section 4.2, n = 9: 0.85 million parameters", partial(cifar_resnet, "resnet56", 9)
+    ),
+    ModelEntry(
+        "resnet18",
+        "He et al. 2015, table 1: 11.2 million parameters",
+        partial(imagenet_resnet, "resnet18", (2, 2, 2, 2)),
+    ),
+    ModelEntry(
+        "resnet34",
+        "He et al. 2015, table 1: 21.3 million parameters",
+        partial(imagenet_resnet, "resnet34", (3, 4, 6, 3)),
+    ),
+)
+
+MODELS: Mapping[str, ModelEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+"""Every model by name."""
+
+
+def build_model(name: str, *, in_channels: int, image_size: int, num_classes: int, **options: Any) -> nn.Module:
+    """Builds a model with freshly drawn weights.
+
+    Weights come from torch's global generator: call `torch.manual_seed` before, and the same seed gives the same
+    weights bit for bit.
+
+    Args:
+        name: A key of `MODELS`.
+        in_channels: Image channels: 1 for gray, 3 for color.
+        image_size: Image height and width in pixels.
+        num_classes: Number of logits.
+        **options: The model's own options; `MODELS[name].options` lists them with their defaults.
+
+    Returns:
+        The model in training mode, float32 (or torch's default dtype), on the CPU (or torch's default device).
+
+    Raises:
+        RecipeError: Unknown name or option (the nearest known one is named), or a value out of range.
+
+    >>> build_model("resnet19", in_channels=3, image_size=32, num_classes=10)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    weightspace.errors.RecipeError: Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, vgg, ...
+    """
+    entry = MODELS.get(name)
+    if entry is None:
+        raise RecipeError(f'Model "{name}" is unknown: {nearest(name, MODELS)}')
+    for option in options:
+        if option not in entry.options:
+            raise RecipeError(f'Model "{name}" has no option "{option}": {nearest(option, entry.options)}')
+    return entry.builder(in_channels=in_channels, image_size=image_size, num_classes=num_classes, **options)
