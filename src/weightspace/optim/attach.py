@@ -310,8 +310,8 @@ def _refuse_optimizer(optimizer: Optimizer) -> None:
         raise AttachError(f"attach() needs a torch.optim.Optimizer first and the model second; got {type(optimizer)}.")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise AttachError(
-            "LBFGS estimates curvature and searches along lines from the loss's own gradient; under a metric both would "
-            "be inconsistent. Use a first-order optimizer such as SGD or AdamW."
+            "LBFGS estimates curvature and searches along lines from the loss's own gradient; a metric makes both "
+            "inconsistent. Use a first-order optimizer such as SGD or AdamW."
         )
     current = getattr(optimizer, _ATTRIBUTE, lambda: None)()
     if current is not None:

@@ -1,0 +1,124 @@
+"""Contracts that every rule of the registry keeps, whatever it does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import weightspace as ws
+from weightspace.errors import RuleError
+from weightspace.registry import REGISTRY, make_rule
+
+VARIANTS = [
+    pytest.param(name, dict(options), id=f"{name}[{label}]")
+    for name, entry in REGISTRY.items()
+    for label, options in entry.variants.items()
+]
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(128, 4))
+    return model.to(dtype)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: int) -> None:
+    for k in range(start, stop):
+        g = torch.Generator().manual_seed(k)
+        x = torch.randn(8, 3, 8, 8, generator=g).to(next(model.parameters()).dtype)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+class TestContract:
+    def test_single_and_stacked_paths_agree(self, name, options):
+        results = []
+        for batching in ("single", "stacked"):
+            model = make_model(torch.float64)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+            ws.attach(optimizer, model, make_rule(name, **options), batching=batching)
+            train(model, optimizer, 0, 4)
+            results.append([p.detach() for p in model.parameters()])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+    def test_declared_property_is_measured_in_every_dtype(self, name, options):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            model = make_model(dtype)
+            rules = ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, make_rule(name, **options))
+            assert rules.verify()
+
+    def test_resume_is_bit_exact(self, name, options):
+        rule = make_rule(name, **options)
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        rules = ws.attach(optimizer, model, rule)
+        train(model, optimizer, 0, 3)
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), rules.state_dict()))
+        train(model, optimizer, 3, 6)
+        twin = make_model()
+        other = torch.optim.AdamW(twin.parameters(), lr=1e-2)
+        resumed = ws.attach(other, twin, rule)
+        twin.load_state_dict(saved[0])
+        other.load_state_dict(saved[1])
+        resumed.load_state_dict(saved[2])
+        train(twin, other, 3, 6)
+        assert resumed.steps == rules.steps == 6
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+    def test_training_descends(self, name, options):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ws.attach(optimizer, model, make_rule(name, **options))
+        x = torch.randn(16, 3, 8, 8)
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        assert losses[-1] < 0.5 * losses[0]
+
+    def test_rule_is_hashable_frozen_and_prints(self, name, options):
+        rule = make_rule(name, **options)
+        assert rule == make_rule(name, **options)
+        assert hash(rule) == hash(make_rule(name, **options))
+        assert str(rule).startswith(name)
+        with pytest.raises(AttributeError):
+            rule.on = None
+
+    def test_does_nothing_to_parameters_it_does_not_select(self, name, options):
+        model, plain = make_model(), make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        reference = torch.optim.SGD(plain.parameters(), lr=0.1)
+        ws.attach(optimizer, model, make_rule(name, **options, on="name('2.weight')"))
+        train(model, optimizer, 0, 1)
+        train(plain, reference, 0, 1)
+        for (key, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a, b) == (key != "2.weight")
+
+
+def test_every_row_has_its_page_and_its_facts():
+    for entry in REGISTRY.values():
+        assert (DOCS / entry.page).is_file(), entry.page
+        assert entry.summary
+        assert entry.source
+        assert entry.choose
+        assert entry.name in (DOCS / "how-to-choose.md").read_text()
+
+
+def test_unknown_rules_and_options_name_the_nearest():
+    with pytest.raises(RuleError, match="did you mean 'ChannelL2'"):
+        make_rule("ChanelL2")
+    with pytest.raises(RuleError, match="did you mean 'smoothing'"):
+        make_rule("ChannelL2", smooting=2)
+    with pytest.raises(RuleError, match="known are ChannelL2"):
+        make_rule("zzz")
