@@ -160,7 +160,9 @@ def test_parameters_without_gradient_are_left_alone():
 
 def test_schedulers_and_param_groups_work():
     model = make_model()
-    optimizer = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2:].parameters()}], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2:].parameters()}], lr=0.1
+    )
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
     rules = ws.attach(optimizer, model, ChannelL2())
     start = weights(model)

@@ -106,7 +106,9 @@ def test_selections_read_back_as_they_print(selection):
 ALL_INFOS = list(infos().values())
 
 
-@pytest.mark.parametrize("text", ["convz", "convs and head", "__import__('os')", "name(3)", "convs &", "name('a', 'b')", "1"])
+@pytest.mark.parametrize(
+    "text", ["convz", "convs and head", "__import__('os')", "name(3)", "convs &", "name('a', 'b')", "1"]
+)
 def test_text_that_is_no_selection_is_refused(text):
     with pytest.raises(SelectionError, match="selection"):
         parse(text)

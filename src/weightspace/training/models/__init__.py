@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> sorted(MODELS)
-['mlp', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'vgg']
+['mlp', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'vgg']
 >>> net = build_model("vgg", in_channels=1, image_size=8, num_classes=10, widths=[16, 32])
 >>> net(torch.zeros(2, 1, 8, 8)).shape
 torch.Size([2, 10])
@@ -54,6 +54,11 @@ class ModelEntry:
 _ENTRIES = (
     ModelEntry("mlp", "fully connected, ReLU; 784-1000-10 on 28 x 28 gray images", MLP),
     ModelEntry("vgg", "plain 3 x 3 convolutions without batch norm, dropout before the classifier", VGG),
+    ModelEntry(
+        "resnet8",
+        "the same family, n = 1: 0.08 million parameters, for comparisons on few cores",
+        partial(cifar_resnet, "resnet8", 1),
+    ),
     ModelEntry(
         "resnet20", "He et al. 2015, section 4.2, n = 3: 0.27 million parameters", partial(cifar_resnet, "resnet20", 3)
     ),

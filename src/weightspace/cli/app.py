@@ -1,0 +1,88 @@
+"""The typer app, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, ParamSpec
+
+import typer
+
+from weightspace.cli import compare, report, show, train
+from weightspace.cli.console import print_error, print_warning
+from weightspace.errors import WeightspaceError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="weightspace",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback, which is what a bug report needs
+    help="Train networks whose weights keep a shape, and compare ways of training them.\n\n"
+    "Start with `weightspace compare quickstart`.",
+    epilog="Exit codes: 0 done, 1 a run diverged, 2 bad input, 130 Ctrl-C, 143 SIGTERM.",
+)
+
+
+def with_exit_codes(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Wrap a command: its number, an error on purpose, or an interruption becomes the exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs) or 0
+        except WeightspaceError as error:
+            print_error(str(error))
+            code = BAD_INPUT
+        except KeyboardInterrupt as error:
+            print_error(str(error) or "interrupted")
+            code = int(getattr(error, "exit_code", INTERRUPTED))
+        raise typer.Exit(code)
+
+    return wrapped
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from weightspace.training.environment import versions
+
+        found = versions()
+        typer.echo(f"weightspace {found['weightspace']} (torch {found['torch']}, python {found['python']})")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+    del version  # its callback has printed and left
+
+
+app.command("compare")(with_exit_codes(compare.compare))
+app.command("train")(with_exit_codes(train.train))
+app.command("report")(with_exit_codes(report.report))
+app.command("recipes")(with_exit_codes(show.recipes))
+app.command("show")(with_exit_codes(show.show))
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit.
+
+    Args:
+        arguments: Words after `weightspace`; None takes them from the process.
+
+    Raises:
+        SystemExit: Always, with the exit code. The exception of a bug passes through with its traceback.
+    """
+    warnings.showwarning = print_warning
+    app(None if arguments is None else list(arguments), prog_name="weightspace")

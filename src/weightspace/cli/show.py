@@ -1,0 +1,72 @@
+"""`weightspace recipes` and `weightspace show`: what there is, and what a recipe comes down to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import ConsoleRenderable, RichCast
+from rich.syntax import Syntax
+from rich.table import Table
+
+from weightspace.cli.console import print_note, stdout
+from weightspace.cli.options import RecipeArgument, SetOption, read_recipe_option
+from weightspace.training.recipe import Recipe, bundled_recipes, load_recipe
+
+
+def recipes() -> None:
+    """List the recipes that come with weightspace."""
+    table = Table("name", "data", "model", "arms", "what it is for", box=None, header_style="bold")
+    for name in bundled_recipes():
+        recipe = load_recipe(name)
+        arms = str(len(recipe.compare.arms)) if recipe.compare is not None else "-"
+        table.add_row(name, recipe.data.name, recipe.model.name, arms, recipe.description)
+    stdout().print(table)
+
+
+def show(
+    recipe: RecipeArgument,
+    *,
+    set_: SetOption = None,
+    arm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show what this arm trains.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the resolved recipe, and which of its rules acts on which parameter of its model."""
+    settings = read_recipe_option(recipe, set_)
+    if arm is not None:
+        settings = settings.for_arm(arm)
+    text = yaml.safe_dump(settings.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+    console = stdout()
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        console.out(text, highlight=False)
+    shown = settings
+    if not settings.rules and settings.compare is not None:
+        arms = settings.compare.arms
+        first = next((name for name in arms if settings.for_arm(name).rules), None)
+        if first is None:
+            return
+        print_note(f"rules of the arm '{first}' (another: --arm NAME, of {', '.join(arms)}):")
+        shown = settings.for_arm(first)
+    if shown.rules:
+        console.print(_routing(shown))
+    else:
+        print_note("no rules: the optimizer is torch's own")
+
+
+def _routing(recipe: Recipe) -> ConsoleRenderable | RichCast:
+    """The routing table of the recipe's rules on its model, built for its data."""
+    import torch
+
+    import weightspace
+    from weightspace.training.models import build_model
+    from weightspace.training.session import load_recipe_data
+
+    data = load_recipe_data(recipe)
+    shape = {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
+    model = build_model(recipe.model.name, **shape, **recipe.model.options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.train.optimizer.lr)
+    return weightspace.attach(optimizer, model, *recipe.make_rules()).table()

@@ -1,0 +1,153 @@
+"""Checkpoints without pickle: nested state as one safetensors file, written whole, the last two kept.
+
+Tensors go into the file's body, everything else (numbers, text, the nesting itself, integer keys, tuples) as JSON
+into its header. Floats survive exactly: JSON writes the shortest text that reads back as the same number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weightspace.errors import RunError
+from weightspace.training.files import replacing
+
+_FORMAT = "weightspace-checkpoint-1"
+_NAME = re.compile(r"^checkpoint-(\d{9})\.safetensors$")
+_KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fingerprint: str) -> Path:
+    """Write a checkpoint and delete all but the last two.
+
+    Args:
+        folder: The run's folder.
+        step: Training steps done; decides the file's name and which one is newest.
+        state: Nested dicts (keys: text, integers), lists and tuples of tensors, numbers, text, booleans and None.
+        fingerprint: `run_fingerprint` of the run: the checkpoint serves only a run with the same one.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: The file cannot be written, or the state holds something that is not in the list above.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, tensors)
+    header = {"format": _FORMAT, "step": str(step), "fingerprint": fingerprint, "tree": json.dumps(tree)}
+    path = folder / f"checkpoint-{step:09d}.safetensors"
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # it hides the system's error in its text
+            raise RunError(f"cannot write {path}: {error}") from error
+    for old in list(_checkpoints(folder))[_KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
+    """Read the newest good checkpoint of a run.
+
+    A newest file that is truncated or foreign is reported as a warning and the one before is used.
+
+    Args:
+        folder: The run's folder.
+        fingerprint: `run_fingerprint` of the run that is to continue.
+
+    Returns:
+        The state as saved, tensors on the CPU; None when the folder holds no checkpoint.
+
+    Raises:
+        RunError: The checkpoint belongs to other settings, or all checkpoints are damaged.
+    """
+    paths = list(_checkpoints(folder))
+    for path in paths:
+        try:
+            header, tensors = _read(path)
+            state = _unpack(json.loads(header["tree"]), tensors)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            warnings.warn(f"{path} is damaged ({error}); trying the checkpoint before it", RuntimeWarning, stacklevel=2)
+            continue
+        if header["fingerprint"] != fingerprint:
+            raise RunError(
+                f"{path} was written with other settings or another seed than asked for now; "
+                "give the settings it was started with, another folder with --out, or start again with --fresh"
+            )
+        return cast("dict[str, Any]", state)
+    if paths:
+        raise RunError(f"no checkpoint in {folder} can be read; start the run again with --fresh")
+    return None
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete all checkpoints of a run."""
+    for path in _checkpoints(folder):
+        path.unlink(missing_ok=True)
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """The folder's checkpoints, newest first."""
+    names = sorted((path.name for path in folder.glob("checkpoint-*") if _NAME.match(path.name)), reverse=True)
+    return (folder / name for name in names)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        header = cast("dict[str, str]", file.metadata() or {})
+        if header.get("format") != _FORMAT:
+            raise ValueError("it is not a weightspace checkpoint")
+        # clone: the tensors otherwise stay views of the mapped file, which may be deleted or replaced
+        return header, {name: cast("Tensor", file.get_tensor(name)).clone() for name in file.keys()}  # noqa: SIM118
+
+
+def _pack(value: object, tensors: dict[str, Tensor]) -> object:
+    """JSON for `value`; containers and tensors become one-key dicts, tensors are put into `tensors`."""
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name, "channels_last": _is_channels_last(value)}
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {"dict": [[_key(key), _pack(entry, tensors)] for key, entry in items]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_pack(entry, tensors) for entry in cast("list[object]", value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise RunError(f"a checkpoint cannot hold a {type(value).__name__}: only tensors, numbers, text, lists and dicts")
+
+
+def _key(key: object) -> object:
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise RunError(f"a checkpoint cannot hold a dict with the key {key!r}: only text and integers")
+    return key
+
+
+def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(packed, dict):
+        return packed
+    entry = cast("dict[str, Any]", packed)
+    if "tensor" in entry:
+        tensor = tensors[entry["tensor"]]
+        return tensor.contiguous(memory_format=torch.channels_last) if entry["channels_last"] else tensor
+    if "dict" in entry:
+        return {key: _unpack(value, tensors) for key, value in entry["dict"]}
+    kind = "list" if "list" in entry else "tuple"
+    values = [_unpack(value, tensors) for value in entry[kind]]
+    return values if kind == "list" else tuple(values)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether the strides are channels_last and nothing else: momentum buffers keep the strides of their weights."""
+    four = tensor.dim() == 4
+    return four and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

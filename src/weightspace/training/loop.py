@@ -1,0 +1,158 @@
+"""One training run on Lightning Fabric, which does devices, precision and gradient scaling; our part is thin.
+
+Everything that decides a number is a function of the seed, the step and the checkpointed state: a resumed run repeats
+an uninterrupted one bit for bit. `steps.py` holds the inner loop.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
+from weightspace.training.data import ImageData
+from weightspace.training.files import (
+    JsonObject,
+    ensure_writable_folder,
+    keep_first_records,
+    read_json,
+    replacing,
+    write_json_atomically,
+)
+from weightspace.training.interrupt import stop_requests
+from weightspace.training.logs import METRICS_FILE, RunLog
+from weightspace.training.recipe import Recipe, run_fingerprint
+from weightspace.training.reproducible import reproducible
+from weightspace.training.session import Session, open_session
+from weightspace.training.steps import ProgressCallback, TrainingLoop
+
+RESULT_FILE = "result.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def train_run(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    seed: int,
+    data: ImageData,
+    progress: ProgressCallback | None = None,
+    resume: bool = False,
+    checkpoint_every_epochs: int | None = None,
+    checkpoint_every_steps: int | None = None,
+    tensorboard: bool = False,
+    accelerator: str = "auto",
+) -> JsonObject:
+    """Train once. Writes `metrics.jsonl` as it goes and `result.json` at the end.
+
+    Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`. A loss or gradient that is not finite ends the run
+    with status "diverged" and the reason; it is not an error of the program.
+
+    Args:
+        recipe: What to train; its `compare` part is ignored.
+        run_dir: Folder of the run, made when missing.
+        seed: Decides initial weights, dropout and the order of the images.
+        data: The images, already cut to size (`take`, `hold_out`).
+        progress: Called with (steps done, steps in all), about ten times a second.
+        resume: Continue from the newest checkpoint in `run_dir`, or give back its finished result. Without it
+            the run starts anew and replaces what is there.
+        checkpoint_every_epochs: Save every so many epochs. With this or the next, the last checkpoint and the
+            trained weights (`model.safetensors`) stay in the folder.
+        checkpoint_every_steps: Save every so many steps.
+        tensorboard: Also write TensorBoard curves to `run_dir/tensorboard`.
+        accelerator: Lightning Fabric's name: "auto", "cpu", "cuda" (or "gpu"), "mps".
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        RunError: The folder cannot be written, or holds a run with other settings (when resuming).
+        RecipeError: Model, optimizer or accelerator cannot be built as asked.
+        Interrupted: A signal asked to stop; the state is saved.
+    """
+    fingerprint = run_fingerprint(recipe, seed)
+    ensure_writable_folder(run_dir)
+    if resume and (done := finished_result(run_dir, fingerprint)) is not None:
+        return done
+    keep = checkpoint_every_epochs is not None or checkpoint_every_steps is not None
+    with reproducible(deterministic=recipe.train.deterministic), stop_requests() as stop:
+        session = open_session(recipe, data, seed=seed, accelerator=accelerator)
+        records = _restore(session, run_dir, fingerprint) if resume else _start(run_dir)
+        with RunLog(run_dir, records=records, tensorboard=tensorboard) as log:
+            loop = TrainingLoop(session, run_dir, fingerprint, log, stop=stop, progress=progress)
+            reason = loop.train(checkpoint_every_epochs, checkpoint_every_steps)
+            if keep:
+                _save_weights(session, run_dir / WEIGHTS_FILE)
+            result = _result(session, seed=seed, fingerprint=fingerprint, reason=reason)
+            if session.rules is not None:
+                session.rules.remove()
+    write_json_atomically(run_dir / RESULT_FILE, result)
+    if not keep:
+        delete_checkpoints(run_dir)
+    return result
+
+
+def finished_result(run_dir: Path, fingerprint: str) -> JsonObject | None:
+    """The result of a finished run of these settings in `run_dir`, or None.
+
+    Args:
+        run_dir: Folder of a run.
+        fingerprint: `run_fingerprint` of the settings asked for.
+
+    Raises:
+        RunError: `result.json` is damaged.
+    """
+    path = run_dir / RESULT_FILE
+    if not path.exists():
+        return None
+    result = read_json(path)
+    return result if result.get("fingerprint") == fingerprint else None
+
+
+def _start(run_dir: Path) -> int:
+    """Remove what an earlier run left; the number of records that stay: none."""
+    for name in (RESULT_FILE, METRICS_FILE, WEIGHTS_FILE):
+        (run_dir / name).unlink(missing_ok=True)
+    delete_checkpoints(run_dir)
+    return 0
+
+
+def _restore(session: Session, run_dir: Path, fingerprint: str) -> int:
+    """Put the session where the newest checkpoint was taken; the number of records written by then."""
+    state = load_checkpoint(run_dir, fingerprint=fingerprint)
+    if state is None:
+        return _start(run_dir)
+    keep_first_records(run_dir / METRICS_FILE, state["records"])
+    session.load_state_dict(state)
+    return int(state["records"])
+
+
+def _save_weights(session: Session, path: Path) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in session.module.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata={"recipe": session.recipe.name})
+
+
+def _result(session: Session, *, seed: int, fingerprint: str, reason: str | None) -> JsonObject:
+    state = session.progress
+    return {
+        "status": "done" if reason is None else "diverged",
+        "reason": reason,
+        "seed": seed,
+        "steps": state.step,
+        "epochs": state.epoch,
+        "test_accuracy": state.test_accuracy,
+        "test_loss": _finite_or_none(state.test_loss),
+        "train_loss": _finite_or_none(state.train_loss),
+        "seconds": state.seconds,
+        "seconds_per_step": state.median_step,
+        "parameters": session.parameters,
+        "fingerprint": fingerprint,
+    }
+
+
+def _finite_or_none(number: float) -> float | None:
+    """The number as JSON can hold it: None for NaN and infinity."""
+    return number if math.isfinite(number) else None

@@ -1,0 +1,177 @@
+"""The parts of a recipe, one frozen pydantic model each: types, defaults and limits of every key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from weightspace.training.recipe_checks import check_augment, check_data, check_model, check_optimizer, check_rule
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+RuleEntry = dict[str, Any]
+
+
+class Settings(BaseModel):
+    """Base of all parts of a recipe: unknown keys are refused, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Settings):
+    """Which images: `data:` in a recipe."""
+
+    name: str
+    train_size: PositiveInt | None = None
+    test_size: PositiveInt | None = None
+    root: str | None = None
+    augment: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_data(name)
+        return name
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentation(cls, augment: tuple[str, ...]) -> tuple[str, ...]:
+        check_augment(augment)
+        return augment
+
+
+class ModelSettings(Settings):
+    """Which network: `model:` in a recipe."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @model_validator(mode="after")
+    def _known(self) -> ModelSettings:
+        check_model(self.name, self.options)
+        return self
+
+
+class OptimizerSettings(Settings):
+    """Any optimizer of `torch.optim` by its class name: `train.optimizer:`."""
+
+    name: str = "SGD"
+    lr: Positive
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @model_validator(mode="after")
+    def _known(self) -> OptimizerSettings:
+        check_optimizer(self.name, self.lr, self.options)
+        return self
+
+
+class ScheduleSettings(Settings):
+    """Learning rate over the run, per step: `train.schedule:`. Epochs may be fractions."""
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    milestones: tuple[Positive, ...] = ()
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _milestones_belong_to_step(self) -> ScheduleSettings:
+        if self.name == "step" and not self.milestones:
+            raise ValueError("the schedule 'step' needs milestones, for example milestones: [10, 15]")
+        if self.name != "step" and self.milestones:
+            raise ValueError(f"milestones belong to the schedule 'step', not to '{self.name}'")
+        return self
+
+
+class TrainSettings(Settings):
+    """How one run trains: `train:` in a recipe."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    precision: Precision = "32-true"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Positive | None = None
+    channels_last: bool = False
+    deterministic: bool = True
+    measure_every: PositiveInt | None = 50
+    evaluate_every: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) should be below epochs ({self.epochs})"
+            )
+        if self.precision == "16-mixed" and self.optimizer.options.get("fused"):
+            raise ValueError(
+                "optimizer.options.fused does not go with precision 16-mixed: it unscales gradients inside the "
+                "step, after rules have seen them; leave out fused, or use bf16-mixed"
+            )
+        return self
+
+
+class RandomSearch(Settings):
+    """Random search, log-uniform in each range, the same draws for every arm: `compare.tune.random:`."""
+
+    trials: PositiveInt
+    ranges: Annotated[dict[str, tuple[Positive, Positive]], Field(min_length=1)]
+
+    @field_validator("ranges")
+    @classmethod
+    def _ordered(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for path, (low, high) in ranges.items():
+            if low >= high:
+                raise ValueError(f"the range of '{path}' should go up, but {low:g} is not below {high:g}")
+        return ranges
+
+
+class TuneSettings(Settings):
+    """The tuning budget that every tuned arm gets: `compare.tune:`. Exactly one of `grid` and `random`."""
+
+    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] | None = None
+    random: RandomSearch | None = None
+    seeds: PositiveInt = 1
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _one_search(self) -> TuneSettings:
+        if (self.grid is None) == (self.random is None):
+            raise ValueError("tune needs exactly one of 'grid' and 'random'")
+        return self
+
+
+class ArmSettings(Settings):
+    """One arm of a comparison: `compare.arms.<name>:`.
+
+    `rules` None keeps the recipe's rules. `set` holds dotted overrides of the recipe for this arm.
+    """
+
+    tune: bool = True
+    rules: tuple[RuleEntry, ...] | None = None
+    set: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @field_validator("rules")
+    @classmethod
+    def _known_rules(cls, rules: tuple[RuleEntry, ...] | None) -> tuple[RuleEntry, ...] | None:
+        for entry in rules or ():
+            check_rule(entry)
+        return rules
+
+
+class CompareSettings(Settings):
+    """A comparison of arms over paired seeds: `compare:` in a recipe."""
+
+    baseline: str
+    seeds: PositiveInt = 5
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    tune: TuneSettings | None = None
+    arms: Annotated[dict[str, ArmSettings], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _baseline_is_an_arm(self) -> CompareSettings:
+        if self.baseline not in self.arms:
+            raise ValueError(f"the baseline '{self.baseline}' is not one of the arms: {', '.join(self.arms)}")
+        return self

@@ -1,0 +1,201 @@
+"""The steps and epochs of one run, lean: a step is what a bare loop does, plus one counter and one comparison.
+
+Law of the loop: between two checks (every step on a CPU, every 50 steps elsewhere) nothing reads a number back from
+the device, so an accelerator never waits for Python.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from weightspace.errors import DivergenceError, NonFiniteGradientError
+from weightspace.training.checkpoint import save_checkpoint
+from weightspace.training.interrupt import Interrupted, StopRequest
+from weightspace.training.logs import RunLog
+from weightspace.training.schedule import lr_factor
+from weightspace.training.session import Session
+
+ProgressCallback = Callable[[int, int], None]
+_CHECK_EVERY = 50  # steps between looks at the loss on an accelerator
+_PROGRESS_SECONDS = 0.1
+
+
+class TrainingLoop:
+    """Trains a session to its end: a session, where it writes, and who may stop it.
+
+    Args:
+        session: The parts of the run; its `progress` says where to begin.
+        run_dir: Where checkpoints go.
+        fingerprint: Goes into checkpoints.
+        log: Where records go.
+        stop: Asked after every check whether to save and stop.
+        progress: Called with (steps done, steps in all), about ten times a second.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        run_dir: Path,
+        fingerprint: str,
+        log: RunLog,
+        *,
+        stop: StopRequest,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self.session = session
+        self.run_dir = run_dir
+        self.fingerprint = fingerprint
+        self.log = log
+        self.stop = stop
+        self.report = progress
+        self.check_every = 1 if session.fabric.device.type == "cpu" else _CHECK_EVERY
+        self._reported = 0.0
+
+    def train(self, every_epochs: int | None, every_steps: int | None) -> str | None:
+        """Train to the end; the reason when training diverged, None otherwise."""
+        session, state = self.session, self.session.progress
+        session.model.train()
+        try:
+            while state.epoch < session.recipe.train.epochs:
+                self._train_epoch(every_steps)
+                self._finish_epoch()
+                if every_epochs is not None and (state.epoch % every_epochs == 0 or self._is_last):
+                    self.save()
+        except (DivergenceError, NonFiniteGradientError) as error:
+            self._judge_diverged()
+            return str(error)
+        return None
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state."""
+        state = {**self.session.state_dict(), "records": self.log.records}
+        save_checkpoint(self.run_dir, self.session.progress.step, state, fingerprint=self.fingerprint)
+
+    @property
+    def _is_last(self) -> bool:
+        return self.session.progress.epoch == self.session.recipe.train.epochs
+
+    def _train_epoch(self, every_steps: int | None) -> None:
+        session, state, settings = self.session, self.session.progress, self.session.recipe.train
+        forward, optimizer, backward = session.forward, session.optimizer, session.fabric.backward
+        smoothing, clip, channels_last = settings.label_smoothing, settings.clip_norm, settings.channels_last
+        measure_every = settings.measure_every or 1
+        rules = session.rules if settings.measure_every is not None else None
+        in_epoch, checked, tick = len(session.train), state.step, time.perf_counter()
+        for images, labels in session.train.epoch(state.epoch, state.batch):
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901 - the same images
+            optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(forward(images), labels, label_smoothing=smoothing)
+            backward(loss)
+            if clip is not None:
+                session.fabric.clip_gradients(session.model, optimizer, max_norm=clip, error_if_nonfinite=False)
+            optimizer.step()
+            session.scheduler.step()
+            state.loss_sum += loss.detach()
+            state.batch += 1
+            state.step += 1
+            if rules is not None and (rules.steps - 1) % measure_every == 0:  # rules measure their first step
+                tick += self._log_layers()  # not part of the step's time
+            if state.step - checked == self.check_every or state.batch == in_epoch:
+                self._check_loss(checked)
+                now = time.perf_counter()
+                state.step_seconds.append((now - tick) / (state.step - checked))
+                state.seconds += now - tick
+                checked, tick = state.step, now
+                self._between_steps(now)
+            if every_steps is not None and state.step % every_steps == 0 and state.batch < in_epoch:
+                self.save()
+                tick = time.perf_counter()
+
+    def _finish_epoch(self) -> None:
+        session, state = self.session, self.session.progress
+        state.train_loss = float(state.loss_sum) / len(session.train)
+        state.epoch, state.batch = state.epoch + 1, 0
+        state.loss_sum.zero_()
+        if state.epoch % session.recipe.train.evaluate_every and not self._is_last:
+            return
+        state.test_loss, state.test_accuracy = evaluate(session)
+        record = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "train_loss": state.train_loss,
+            "test_loss": state.test_loss,
+            "test_accuracy": state.test_accuracy,
+            "lr": self._last_lr(),
+            "seconds": state.seconds,
+        }
+        self.log.epoch(record)
+
+    def _last_lr(self) -> float:
+        """The learning rate of the step just done; the scheduler already holds the next one."""
+        session, settings = self.session, self.session.recipe.train
+        done, in_epoch = session.progress.step - 1, len(session.train)
+        return settings.optimizer.lr * lr_factor(settings.schedule, done, steps_per_epoch=in_epoch, steps=session.steps)
+
+    def _check_loss(self, checked: int) -> None:
+        """Raise when a loss since step `checked` was not finite: a sum with NaN or infinity stays so."""
+        state = self.session.progress
+        if not math.isfinite(float(state.loss_sum)):
+            first, epoch = checked + 1, state.epoch + 1
+            where = f"at step {first}" if first == state.step else f"between steps {first} and {state.step}"
+            lr = self.session.recipe.train.optimizer.lr
+            raise DivergenceError(f"the training loss became non-finite {where} (epoch {epoch}, lr {lr:g})")
+
+    def _between_steps(self, now: float) -> None:
+        """Report progress, and stop if a signal asked for it. The state is consistent here."""
+        state = self.session.progress
+        if self.report is not None and now - self._reported > _PROGRESS_SECONDS:
+            self.report(state.step, self.session.steps)
+            self._reported = now
+        if self.stop.signal_number:
+            self.save()
+            raise Interrupted(
+                f"stopped at step {state.step} of {self.session.steps}; the state is saved in {self.run_dir}",
+                self.stop.signal_number,
+            )
+
+    def _log_layers(self) -> float:
+        """Log what the rules measured at this step; the seconds it took."""
+        start = time.perf_counter()
+        if self.session.rules is not None:
+            self.log.layers(self.session.progress.step, self.session.rules.measurements)
+        return time.perf_counter() - start
+
+    def _judge_diverged(self) -> None:
+        """Evaluate the weights that were reached; chance level when they are of no use."""
+        session, state = self.session, self.session.progress
+        tensors = [*session.module.parameters(), *session.module.buffers()]
+        state.test_loss, state.test_accuracy = float("nan"), 1.0 / session.num_classes
+        if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            loss, accuracy = evaluate(session)
+            if math.isfinite(loss):
+                state.test_loss, state.test_accuracy = loss, accuracy
+
+
+def evaluate(session: Session) -> tuple[float, float]:
+    """Mean loss and accuracy (fraction) on the test images, in evaluation mode, without gradients.
+
+    The loss is the plain cross-entropy: label smoothing belongs to training.
+    """
+    loss = torch.zeros((), device=session.fabric.device)
+    correct = torch.zeros((), device=session.fabric.device, dtype=torch.int64)
+    count = 0
+    channels_last = session.recipe.train.channels_last
+    session.model.eval()
+    with torch.inference_mode():
+        for images, labels in session.test.epoch(0):
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901 - the same images
+            logits = session.forward(images)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+            count += len(labels)
+    session.model.train()
+    return float(loss) / count, int(correct) / count

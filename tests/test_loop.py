@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import weightspace
+from weightspace.errors import DataError, RecipeError, RunError
+from weightspace.training import steps as steps_module
+from weightspace.training.data import Batches, ImageData
+from weightspace.training.files import read_json, read_json_lines
+from weightspace.training.interrupt import Interrupted
+from weightspace.training.loop import train_run
+from weightspace.training.models import build_model
+from weightspace.training.recipe import Recipe, run_fingerprint
+from weightspace.training.reproducible import seed_stream
+from weightspace.training.session import open_session
+
+Metrics = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_data()
+
+
+def small_data() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    images = torch.randint(0, 120, (120, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(120), 0, labels * 2] += 100
+    return ImageData(
+        "stripes",
+        *(images[:96], labels[:96], images[96:], labels[96:]),
+        class_names=("a", "b", "c"),
+        mean=(0.3,),
+        std=(0.2,),
+        source="drawn for this test",
+    )
+
+
+def make_recipe(**train: Any) -> Recipe:
+    values = {
+        "epochs": 3,
+        "batch_size": 16,
+        "optimizer": {"name": "SGD", "lr": 0.1, "options": {"momentum": 0.9, "weight_decay": 5e-4}},
+        "schedule": {"name": "cosine"},
+        "measure_every": 4,
+    }
+    return Recipe.from_dict(
+        {
+            "name": "test",
+            "data": {"name": "digits", "augment": ["crop", "flip"]},
+            "model": {"name": "vgg", "options": {"widths": [4, 8], "convs_per_stage": 1, "hidden": [], "dropout": 0.2}},
+            "train": values | train,
+            "rules": [{"rule": "ChannelL2", "smoothing": 4.0}],
+        }
+    )
+
+
+def without_times(path: Path) -> Metrics:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in read_json_lines(path)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert without_times(one / "metrics.jsonl") == without_times(other / "metrics.jsonl")
+    results = [read_json(folder / "result.json") for folder in (one, other)]
+    for result in results:
+        del result["seconds"], result["seconds_per_step"]
+    assert results[0] == results[1]
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> Any:
+    """A progress callback that sends this process a signal once `step` steps are done."""
+
+    def progress(done: int, total: int) -> None:
+        if done >= step:
+            os.kill(os.getpid(), number)
+
+    return progress
+
+
+@pytest.fixture(autouse=True)
+def every_step_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "_PROGRESS_SECONDS", -1.0)
+
+
+def test_a_run_writes_what_it_promises(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe()
+    calls: list[tuple[int, int]] = []
+    result = train_run(recipe, tmp_path, seed=3, data=data, progress=lambda *call: calls.append(call))
+    assert result == read_json(tmp_path / "result.json")
+    assert (result["status"], result["reason"], result["seed"], result["steps"], result["epochs"]) == (
+        "done",
+        None,
+        3,
+        18,
+        3,
+    )
+    assert result["fingerprint"] == run_fingerprint(recipe, 3)
+    assert result["parameters"] == 4 * 9 + 4 + 8 * 4 * 9 + 8 + 8 * 3 + 3
+    assert 0 < result["seconds_per_step"] <= result["seconds"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "result.json"]
+    records = read_json_lines(tmp_path / "metrics.jsonl")
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    layers = [record for record in records if record["kind"] == "layer"]
+    assert [(record["epoch"], record["step"]) for record in epochs] == [(1, 6), (2, 12), (3, 18)]
+    assert epochs[-1]["test_accuracy"] == result["test_accuracy"]
+    assert [record["seconds"] for record in epochs] == sorted(record["seconds"] for record in epochs)
+    assert {record["step"] for record in layers} == {1, 5, 9, 13, 17}
+    assert {record["name"] for record in layers} == {"features.0.weight", "features.3.weight"}
+    assert all(0 <= record["rho"] <= 1 and record["shrinkage"] > 0 for record in layers)
+    assert calls[-1] == (18, 18)
+    assert epochs[-1]["lr"] == pytest.approx(0.1 * 0.5 * (1 + math.cos(math.pi * 17 / 18)))  # of the last step
+
+
+def test_it_learns(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe(epochs=12).with_overrides(
+        {"data.augment": [], "rules": [], "model": {"name": "mlp", "options": {"hidden": 32}}}
+    )
+    result = train_run(recipe, tmp_path, seed=0, data=data)
+    assert result["test_accuracy"] > 0.9
+    assert result["train_loss"] < 0.5
+
+
+def test_it_equals_a_bare_loop(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe(label_smoothing=0.1, clip_norm=0.5, deterministic=False)
+    train_run(recipe, tmp_path, seed=5, data=data, checkpoint_every_epochs=1)
+    seed_stream(5, "initialization")
+    model = build_model("vgg", in_channels=1, image_size=8, num_classes=3, **recipe.model.options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    weightspace.attach(optimizer, model, *recipe.make_rules())
+    batches = Batches(
+        *(data.train_images, data.train_labels),
+        batch_size=16,
+        mean=data.mean,
+        std=data.std,
+        augment=("crop", "flip"),
+        seed=5,
+        device="cpu",
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=18)
+    seed_stream(5, "training")
+    for epoch in range(3):
+        for images, labels in batches.epoch(epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels, label_smoothing=0.1).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            scheduler.step()
+    for name, tensor in model.state_dict().items():
+        # torch's own cosine is recursive, so learning rates differ in the last bits
+        torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_every_arm_the_same_start(data: ImageData) -> None:
+    torch.manual_seed(123)
+    one = open_session(make_recipe(), data, seed=7, accelerator="cpu")
+    first = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
+    drawn = torch.rand(3)
+    torch.manual_seed(456)
+    other_arm = make_recipe().with_overrides({"rules": [], "train.optimizer": {"name": "Adam", "lr": 0.01}})
+    other = open_session(other_arm, data, seed=7, accelerator="cpu")
+    for name, tensor in other.module.state_dict().items():
+        assert torch.equal(first[name], tensor)
+    assert torch.equal(drawn, torch.rand(3))  # dropout
+    for (images, labels), (images2, labels2) in zip(one.train.epoch(1), other.train.epoch(1), strict=True):
+        assert torch.equal(images, images2)
+        assert torch.equal(labels, labels2)
+    third = open_session(make_recipe(), data, seed=8, accelerator="cpu")
+    assert not torch.equal(first["features.0.weight"], third.module.state_dict()["features.0.weight"])
+
+
+def test_the_callers_random_state_and_switches_come_back(tmp_path: Path, data: ImageData) -> None:
+    torch.manual_seed(9)
+    expected = torch.rand(4)
+    torch.manual_seed(9)
+    before = signal.getsignal(signal.SIGTERM)
+    train_run(make_recipe(epochs=1), tmp_path, seed=0, data=data)
+    assert torch.equal(torch.rand(4), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "momentum": {},
+    "Adam, clipped": {"optimizer": {"name": "AdamW", "lr": 0.01}, "clip_norm": 1.0, "label_smoothing": 0.1},
+    "channels_last": {"channels_last": True, "schedule": {"name": "step", "milestones": [1, 2], "warmup_epochs": 0.5}},
+    "double": {"precision": "64-true"},
+    "bf16": {"precision": "bf16-mixed"},
+}
+
+
+@pytest.mark.parametrize("step", [6, 9, 18], ids=["epoch end", "mid-epoch", "last step"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, data: ImageData, variant: str, step: int) -> None:
+    recipe = make_recipe(**VARIANTS[variant])
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train_run(recipe, straight, seed=1, data=data, checkpoint_every_epochs=1)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 18; the state is saved") as caught:
+        train_run(recipe, resumed, seed=1, data=data, progress=stop_at(step))
+    assert caught.value.exit_code == 143
+    assert not (resumed / "result.json").exists()
+    torch.manual_seed(99)  # nothing may depend on the state of the process
+    train_run(recipe, resumed, seed=1, data=data, resume=True, checkpoint_every_epochs=1)
+    assert_equal_runs(straight, resumed)
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe()
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train_run(recipe, straight, seed=1, data=data, checkpoint_every_epochs=1)
+
+    def die(done: int, total: int) -> None:
+        if done == 11:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train_run(recipe, killed, seed=1, data=data, progress=die, checkpoint_every_steps=4)
+    with (killed / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind": "ep')  # half a line, as a power cut leaves it
+    newest = max(killed.glob("checkpoint-*"))
+    assert newest.name == "checkpoint-000000008.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        train_run(recipe, killed, seed=1, data=data, resume=True, checkpoint_every_epochs=1)
+    assert_equal_runs(straight, killed)
+
+
+def test_ctrl_c_has_its_exit_code(tmp_path: Path, data: ImageData) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train_run(make_recipe(), tmp_path, seed=1, data=data, progress=stop_at(2, signal.SIGINT))
+    assert getattr(caught.value, "exit_code", None) == 130
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe(epochs=1)
+    first = train_run(recipe, tmp_path, seed=1, data=data)
+    assert train_run(recipe, tmp_path, seed=1, data=data, resume=True) == first  # equal times: not run again
+
+
+def test_resuming_with_other_settings_is_refused_and_nothing_is_lost(tmp_path: Path, data: ImageData) -> None:
+    with pytest.raises(Interrupted):
+        train_run(make_recipe(), tmp_path, seed=1, data=data, progress=stop_at(7))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunError, match="other settings or another seed"):
+        train_run(make_recipe(batch_size=32), tmp_path, seed=1, data=data, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("rules", [[], [{"rule": "ChannelL2"}]], ids=["loss", "gradient"])
+def test_divergence_is_a_result(tmp_path: Path, data: ImageData, rules: list[dict[str, Any]]) -> None:
+    recipe = make_recipe().with_overrides({"train.optimizer.lr": 1e30, "rules": rules, "model.options.dropout": 0.0})
+    result = train_run(recipe, tmp_path, seed=0, data=data)
+    assert result["status"] == "diverged"
+    assert result["reason"]
+    assert result["test_accuracy"] == pytest.approx(1 / 3)
+    assert result["test_loss"] is None
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
+    assert result["steps"] < 6
+
+
+def test_an_accelerator_is_asked_rarely(tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the check interval of an accelerator the loss is read at the interval and at epoch ends only."""
+    checks: list[int] = []
+    check = steps_module.TrainingLoop._check_loss
+
+    def counted(loop: Any, checked: int) -> None:
+        checks.append(loop.session.progress.step)
+        check(loop, checked)
+
+    def slow_start(loop: Any, *arguments: Any, **options: Any) -> None:
+        start(loop, *arguments, **options)
+        loop.check_every = 4
+
+    start = steps_module.TrainingLoop.__init__
+    monkeypatch.setattr(steps_module.TrainingLoop, "_check_loss", counted)
+    monkeypatch.setattr(steps_module.TrainingLoop, "__init__", slow_start)
+    train_run(make_recipe(epochs=2), tmp_path / "a", seed=0, data=data, checkpoint_every_epochs=1)
+    assert checks == [4, 6, 10, 12]
+    monkeypatch.undo()
+    train_run(make_recipe(epochs=2), tmp_path / "b", seed=0, data=data, checkpoint_every_epochs=1)
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+
+
+def test_bad_input_is_refused_before_training(tmp_path: Path, data: ImageData) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"):
+        train_run(make_recipe(), tmp_path / "file", seed=0, data=data)
+    with pytest.raises(DataError, match="batch"):
+        train_run(make_recipe(batch_size=1000), tmp_path / "a", seed=0, data=data)
+    with pytest.raises(RecipeError, match="cannot use the accelerator 'gpuu'"):
+        train_run(make_recipe(), tmp_path / "b", seed=0, data=data, accelerator="gpuu")
+    with pytest.raises(RecipeError, match=r"torch.optim.Muon refuses the model 'vgg'"):
+        train_run(make_recipe(optimizer={"name": "Muon", "lr": 0.1}), tmp_path / "c", seed=0, data=data)
+
+
+def test_tensorboard_curves(tmp_path: Path, data: ImageData) -> None:
+    pytest.importorskip("tensorboard")
+    train_run(make_recipe(epochs=1), tmp_path, seed=0, data=data, tensorboard=True)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))

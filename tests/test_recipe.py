@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightspace.errors import RecipeError
+from weightspace.training.recipe import Recipe, bundled_recipes, load_recipe, run_fingerprint
+from weightspace.training.recipe_yaml import parse_yaml
+from weightspace.training.schedule import lr_factor
+
+BASE = """
+name: small
+description: for tests
+data: {name: digits}
+model: {name: vgg, options: {widths: [4], convs_per_stage: 1, hidden: []}}
+train:
+  epochs: 4
+  batch_size: 64
+  optimizer: {name: SGD, lr: 0.1, options: {momentum: 0.9, weight_decay: 5e-4}}
+  schedule: {name: cosine, warmup_epochs: 0.5}
+compare:
+  baseline: tuned SGD
+  tune: {grid: {train.optimizer.lr: [0.05, 0.1]}}
+  arms:
+    SGD: {tune: false}
+    tuned SGD: {}
+    ChannelL2: {rules: [{rule: ChannelL2, smoothing: 4.0}]}
+    small batch: {set: {train.batch_size: 32}, rules: [{rule: GradientCentralization}]}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return load_recipe(write(tmp_path, BASE))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_types(recipe: Recipe) -> None:
+    assert recipe.train.optimizer.options == {"momentum": 0.9, "weight_decay": 0.0005}  # 5e-4 is no text here
+    assert recipe.train.precision == "32-true"
+    assert recipe.train.measure_every == 50
+    assert recipe.train.deterministic
+    assert recipe.compare is not None
+    assert (recipe.compare.seeds, recipe.compare.level) == (5, 0.95)
+    assert recipe.compare.tune is not None
+    assert recipe.compare.tune.validation_fraction == 0.2
+
+
+def test_round_trip_through_plain_values(recipe: Recipe) -> None:
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert parse_yaml(str(recipe.to_dict()).replace("None", "null"), "text")["name"] == "small"
+
+
+def test_overrides_from_the_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE)
+    changed = load_recipe(
+        path,
+        [
+            "train.epochs=7",
+            "data.augment=[crop, flip]",
+            "train.clip_norm=1e-1",
+            "train.optimizer.options.nesterov=true",
+            "compare.tune.grid.train.optimizer.lr=[0.3]",
+            "compare.arms.ChannelL2.rules.0.smoothing=8",
+            "compare.arms.small batch.set.train.batch_size=16",
+        ],
+    )
+    assert changed.train.epochs == 7
+    assert changed.data.augment == ("crop", "flip")
+    assert changed.train.clip_norm == 0.1
+    assert changed.train.optimizer.options["nesterov"] is True
+    assert changed.compare is not None
+    assert changed.compare.tune is not None
+    assert changed.compare.tune.grid == {"train.optimizer.lr": [0.3]}
+    assert changed.compare.arms["ChannelL2"].rules == ({"rule": "ChannelL2", "smoothing": 8},)
+    assert changed.for_arm("small batch").train.batch_size == 16
+
+
+def test_for_arm_applies_set_and_rules(recipe: Recipe) -> None:
+    arm = recipe.for_arm("small batch")
+    assert arm.compare is None
+    assert arm.train.batch_size == 32
+    assert [type(rule).__name__ for rule in arm.make_rules()] == ["GradientCentralization"]
+    assert recipe.for_arm("SGD").rules == ()
+    with pytest.raises(RecipeError, match="no arm 'Adam'; its arms are SGD, tuned SGD"):
+        recipe.for_arm("Adam")
+
+
+def test_with_overrides_leaves_the_old_recipe(recipe: Recipe) -> None:
+    assert recipe.with_overrides({"train.optimizer.lr": 0.5}).train.optimizer.lr == 0.5
+    assert recipe.train.optimizer.lr == 0.1
+
+
+SENTENCES: list[tuple[dict[str, Any], str]] = [
+    ({"train.epocs": 3}, "unknown key 'train.epocs', did you mean 'train.epochs'?"),
+    ({"epochs": 3}, "unknown key 'epochs', did you mean 'train.epochs'?"),
+    ({"trian.epochs": 3}, "unknown key 'trian.epochs', did you mean 'train.epochs'?"),
+    (
+        {"train.optimizer.momentum": 0.9},
+        "unknown key 'train.optimizer.momentum'; 'train.optimizer' knows name, lr, options",
+    ),
+    ({"compare.arms.SGD.tun": True}, "unknown key 'compare.arms.SGD.tun', did you mean 'compare.arms.SGD.tune'?"),
+    ({"train.epochs": 0}, "train.epochs should be greater than or equal to 1, not 0"),
+    ({"train.epochs": 2.5}, "train.epochs should be a valid integer"),
+    ({"train.batch_size": -1}, "train.batch_size should be greater than or equal to 1, not -1"),
+    ({"train.optimizer.lr": 0}, "train.optimizer.lr should be greater than 0, not 0"),
+    ({"train.optimizer.lr": float("nan")}, "train.optimizer.lr should be"),
+    ({"train.optimizer.name": "SDG"}, "there is no optimizer 'SDG' in torch.optim, did you mean 'SGD'?"),
+    ({"train.optimizer.name": "LBFGS"}, "LBFGS cannot be used by the training loop"),
+    ({"train.optimizer.options": {"momentm": 0.9}}, "SGD has no option 'momentm', did you mean 'momentum'?"),
+    ({"train.optimizer.options.momentum": -1}, "torch.optim.SGD refuses these settings: Invalid momentum value: -1"),
+    ({"model.name": "vg"}, "there is no model 'vg', did you mean 'vgg'?"),
+    ({"model.options.width": 3}, "the model 'vgg' has no option 'width', did you mean 'widths'?"),
+    ({"data.name": "digit"}, "there is no data set 'digit', did you mean 'digits'?"),
+    ({"data.augment": ["flop"]}, "there is no augmentation 'flop', did you mean 'flip'?"),
+    ({"data.train_size": 0}, "data.train_size should be greater than or equal to 1, not 0"),
+    ({"train.schedule.name": "cos"}, "train.schedule.name should be 'constant', 'cosine' or 'step', not 'cos'"),
+    ({"train.schedule.milestones": [2]}, "milestones belong to the schedule 'step', not to 'cosine'"),
+    ({"train.schedule": {"name": "step"}}, "the schedule 'step' needs milestones"),
+    ({"train.schedule.warmup_epochs": 4}, "schedule.warmup_epochs (4) should be below epochs (4)"),
+    ({"train.precision": "fp16"}, "train.precision should be '32-true'"),
+    (
+        {"train.precision": "16-mixed", "train.optimizer.options.fused": True},
+        "optimizer.options.fused does not go with precision 16-mixed",
+    ),
+    ({"rules": [{"smoothing": 4.0}]}, "a rule entry needs the key 'rule'"),
+    ({"rules": [{"rule": "ChanelL2"}]}, "ChannelL2"),
+    ({"rules": [{"rule": "ChannelL2", "smooothing": 4.0}]}, "smoothing"),
+    ({"rules": [{"rule": "ChannelL2", "smoothing": 0}]}, "smoothing"),
+    ({"rules.0.smoothing": 1}, "cannot set 'rules.0.smoothing': the list there is empty"),
+    ({"train.epochs.x": 1}, "cannot set 'train.epochs.x': 'epochs' is 4, which has no keys"),
+    ({"train..epochs": 1}, "is not a path into a recipe"),
+    ({"train": 3}, "train should be a valid dictionary"),
+    ({"name": "a b"}, "name"),
+    ({"compare.baseline": "Adam"}, "the baseline 'Adam' is not one of the arms: SGD, tuned SGD"),
+    ({"compare.level": 1.0}, "compare.level should be less than 1"),
+    ({"compare.seeds": 0}, "compare.seeds should be greater than or equal to 1"),
+    ({"compare.tune.grid": {}}, "compare.tune.grid should not be empty"),
+    ({"compare.tune": {}}, "tune needs exactly one of 'grid' and 'random'"),
+    ({"compare.tune": {"random": {"trials": 2, "ranges": {"train.optimizer.lr": [0.3, 0.1]}}}}, "should go up"),
+    ({"compare.tune.grid": {"train.lr": [0.1]}}, "compare.tune cannot set train.lr=0.1"),
+    ({"compare.tune.grid": {"train.optimizer.lr": [0.1, -1]}}, "compare.tune cannot set train.optimizer.lr=-1"),
+    (
+        {"compare.arms.SGD.set": {"train.epoch": 1}},
+        "arm 'SGD': unknown key 'train.epoch', did you mean 'train.epochs'?",
+    ),
+    ({"compare.arms.SGD.set": {"train.epochs": 0}}, "train.epochs should be greater"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), SENTENCES)
+def test_every_mistake_has_its_sentence(recipe: Recipe, overrides: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.with_overrides(overrides)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_errors_name_the_file_and_all_mistakes(tmp_path: Path) -> None:
+    text = BASE.replace("epochs: 4", "epochs: -4").replace("data: {name: digits}", "data: {nam: digits}")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    message = str(caught.value)
+    assert message.startswith("small.yaml: ")
+    assert "did you mean 'data.name'?" in message
+    assert "'data.name' is missing" in message
+    assert "train.epochs should be" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: [1\ntrain: 2\n", "line 2, column 6"),
+        ("name: a\nname: b\n", "line 2, column 1: the key 'name' stands here twice"),
+        ("", "holds nothing"),
+        ("- 1\n", "holds a list"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("a: \x01", "not valid YAML"),
+    ],
+)
+def test_broken_yaml_names_the_place(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith("small.yaml")
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_is_read_as_itself(value: float) -> None:
+    assert parse_yaml(repr(value), "a number") == value
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "no", "off", "convs", "1.2.3", "5e", "e5", "-", "."])
+def test_words_stay_words(word: str) -> None:
+    assert parse_yaml(word if word != "-" else "'-'", "a word") == word
+
+
+def test_names_and_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no recipe 'quickstrat', did you mean 'quickstart'"):
+        load_recipe("quickstrat")
+    with pytest.raises(RecipeError, match=r"there is no recipe file .*missing\.yaml"):
+        load_recipe(tmp_path / "missing.yaml")
+    with pytest.raises(RecipeError, match="cannot read the recipe file"):
+        load_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="is not an override; write key=value"):
+        load_recipe("quickstart", ["train.epochs"])
+
+
+@pytest.mark.parametrize("name", list(bundled_recipes()))
+def test_bundled_recipes_are_valid_and_say_what_they_cost(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert bundled_recipes()[name].startswith("# ")
+
+
+def test_fingerprint_follows_what_decides_the_numbers(recipe: Recipe) -> None:
+    same = recipe.with_overrides({"description": "other", "name": "other", "compare.seeds": 9, "data.root": "/data"})
+    assert run_fingerprint(same, 0) == run_fingerprint(recipe, 0)
+    assert run_fingerprint(recipe, 1) != run_fingerprint(recipe, 0)
+    for change in (
+        {"train.optimizer.lr": 0.2},
+        {"rules": [{"rule": "ChannelL2"}]},
+        {"data.train_size": 100},
+        {"model.options.dropout": 0.2},
+        {"train.label_smoothing": 0.1},
+    ):
+        assert run_fingerprint(recipe.with_overrides(change), 0) != run_fingerprint(recipe, 0)
+
+
+def test_schedules_have_their_known_values() -> None:
+    def factors(schedule: dict[str, Any]) -> list[float]:
+        settings = recipe_schedule(schedule)
+        return [round(lr_factor(settings, step, steps_per_epoch=2, steps=8), 4) for step in range(8)]
+
+    assert factors({"name": "constant"}) == [1.0] * 8
+    assert factors({"name": "constant", "warmup_epochs": 2}) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert factors({"name": "step", "milestones": [1, 3], "gamma": 0.5}) == [1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+    cosine = factors({"name": "cosine", "warmup_epochs": 1})
+    assert cosine[:3] == [0.5, 1.0, 1.0]
+    assert cosine[5] == 0.5  # the middle of the six steps after warm-up
+    assert cosine == sorted(cosine[:2]) + sorted(cosine[2:], reverse=True)
+
+
+def recipe_schedule(values: dict[str, Any]) -> Any:
+    from weightspace.training.recipe import ScheduleSettings
+
+    return ScheduleSettings.model_validate(values)
