@@ -102,7 +102,11 @@ def test_bad_arguments_are_refused():
         holm([1.5])
 
 
-@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_sharper_than_bonferroni():
+    assert holm([0.01, 0.02, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+
+
+@given(st.lists(st.floats(0, 0.1), max_size=8))
 def test_holm_is_the_step_down_procedure(p_values):
     """At every level, adjusted p <= level exactly for the hypotheses that Holm's procedure rejects."""
     adjusted = holm(p_values)

@@ -103,6 +103,7 @@ def _run(
         "machine": machine(),
         "data": {
             "name": data.name,
+            "label": data.label,
             "source": data.source,
             "train": len(data.train_labels),
             "test": len(data.test_labels),

@@ -1,0 +1,87 @@
+"""The processes of a comparison: how many, with which GPU, and how they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from weightspace.compare.worker import start_worker
+from weightspace.errors import RunError
+from weightspace.training.environment import usable_cores
+from weightspace.training.interrupt import Interrupted
+
+
+class ComparisonInterrupted(Interrupted):
+    """A signal stopped the comparison; everything finished is on disk. `exit_code` is what a shell expects."""
+
+
+@contextmanager
+def workers_of(count: int, threads: int, devices: tuple[str, ...]) -> Generator[ProcessPoolExecutor, None, None]:
+    """A pool of spawned processes that is killed at once when the body raises, and ends in peace otherwise."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=start_worker, initargs=(threads, context.Value("i", 0), devices)
+    )
+    try:
+        yield pool
+    except BaseException:
+        # Public only from Python 3.14 on (kill_workers).
+        for process in list((pool._processes or {}).values()):  # noqa: SLF001
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown(wait=True)
+
+
+@contextmanager
+def signals(run_dir: Path) -> Generator[None, None, None]:
+    """Turn Ctrl-C and SIGTERM into `ComparisonInterrupted`. Only the main thread can: elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # the workers are being killed: a second signal gains nothing
+        raise ComparisonInterrupted(
+            f"interrupted; finished runs are kept in {run_dir}, and the same command continues", number
+        )
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def worker_count(asked: int | None, jobs: int, devices: tuple[str, ...]) -> int:
+    """Worker processes to start: as asked, else one per GPU, else one per usable core; never more than jobs.
+
+    Raises:
+        RunError: Fewer than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise RunError(f"a comparison needs at least one worker, got {asked}; leave it out for one per core or GPU")
+    return min(asked or len(devices) or usable_cores(), jobs)
+
+
+def gpus() -> tuple[str, ...]:
+    """Names of the usable GPUs, as `CUDA_VISIBLE_DEVICES` writes them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen:
+        return tuple(part.strip() for part in chosen.split(",") if part.strip())
+    return tuple(str(number) for number in range(torch.cuda.device_count()))

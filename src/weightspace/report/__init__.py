@@ -1,0 +1,7 @@
+"""Reports: one self-contained HTML file and PNG plots of a comparison or of a single training run."""
+
+from __future__ import annotations
+
+from weightspace.report.html import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,208 @@
+"""Writes the report: `report.html`, one file without any external part, and `plots/*.png`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from weightspace.compare.results import COMPARE_FILE, Comparison, read_comparison
+from weightspace.compare.table import budget_text, table_columns, table_notes, table_row, table_title
+from weightspace.compare.verdict import verdict, warnings
+from weightspace.errors import RunError
+from weightspace.report.collect import METRICS_FILE, LayerTable, arm_curves, arm_layers, read_curve, read_layers
+from weightspace.report.curves import accuracy_figure, single_run_figure, tuning_figure
+from weightspace.report.effects import difference_figure, seeds_figure
+from weightspace.report.facts import arm_settings, facts_of, layer_rows, recipe_of, run_summary
+from weightspace.report.layers import layers_figure
+from weightspace.report.style import STYLE, save_figure
+from weightspace.training.files import JsonObject, read_json, write_text_atomically
+
+REPORT_FILE = "report.html"
+PLOTS_FOLDER = "plots"
+RUN_FILE = "run.json"
+_TEMPLATE = "page.html.j2"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure for the page: file stem, heading, what to read from it, and how it is drawn."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template shows, as plain text: the template escapes every value."""
+
+    title: str
+    description: str
+    verdict: list[str]
+    warnings: list[str]
+    columns: list[str]
+    rows: list[list[str]]
+    baseline_row: int | None
+    notes: list[str]
+    images: list[dict[str, str]]
+    arms: list[dict[str, str]]
+    layer_columns: list[str]
+    layer_rows: list[list[str]]
+    facts: list[tuple[str, str]]
+    recipe: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write the report of a comparison, or of one training run, finished or not.
+
+    Args:
+        run_dir: Folder with `compare.json`, or with a run's `metrics.jsonl` or `result.json`.
+
+    Returns:
+        Path of `report.html`. The plots are inside it and also in `plots/`.
+
+    Raises:
+        RunError: The folder holds neither, a file in it is damaged, or it cannot be written.
+    """
+    if (run_dir / COMPARE_FILE).exists():
+        page = _comparison_page(read_comparison(run_dir))
+    elif any((run_dir / name).exists() for name in (METRICS_FILE, "result.json", RUN_FILE)):
+        page = _single_run_page(run_dir)
+    else:
+        there = "holds neither a comparison nor a training run" if run_dir.is_dir() else "does not exist"
+        raise RunError(f"{run_dir} {there}; pass the folder that `compare` or `train` has written")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    write_text_atomically(run_dir / REPORT_FILE, environment.get_template(_TEMPLATE).render(page=page))
+    return run_dir / REPORT_FILE
+
+
+def _comparison_page(comparison: Comparison) -> Page:
+    curves = {arm.arm.name: arm_curves(comparison, arm) for arm in comparison.arms}
+    layers = [table for arm in comparison.arms if (table := arm_layers(comparison, arm)) is not None]
+    level = f"{comparison.level:.0%}"
+    with rc_context(STYLE):
+        plots = [
+            Plot(
+                "differences",
+                "Difference to the baseline",
+                f"Paired over seeds, with {level} Student-t intervals (not adjusted). Where an interval "
+                "holds zero, seeds alone could make such a difference.",
+                difference_figure(comparison),
+            ),
+            Plot(
+                "accuracy",
+                "Test accuracy over the run",
+                f"Mean over seeds; band: its {level} Student-t interval; black: the baseline. Without diverged runs.",
+                accuracy_figure(comparison, curves),
+            ),
+            Plot(
+                "seeds",
+                "Final accuracy, seed by seed",
+                "After the last epoch. A diverged run counts as chance level.",
+                seeds_figure(comparison),
+            ),
+            Plot(
+                "tuning",
+                "Tuning",
+                "Validation accuracy of every trial, on the held-out part of the training set; filled: chosen. A curve "
+                "that is still rising at its chosen end has not found its best value.",
+                tuning_figure(comparison),
+            ),
+            *_layer_plots(layers),
+        ]
+        images = _save(comparison.run_dir, plots)
+    recipe = comparison.plan.recipe
+    return Page(
+        title=table_title(comparison),
+        description=recipe.description,
+        verdict=verdict(comparison),
+        warnings=warnings(comparison),
+        columns=table_columns(comparison),
+        rows=[table_row(arm, comparison) for arm in comparison.arms],
+        baseline_row=comparison.baseline.arm.index,
+        notes=table_notes(comparison),
+        images=images,
+        arms=[arm_settings(comparison, arm) for arm in comparison.arms],
+        layer_columns=[table.title for table in layers],
+        layer_rows=layer_rows(layers),
+        facts=[*facts_of(comparison.facts), ("tuning budget", budget_text(comparison))],
+        recipe=yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100),
+    )
+
+
+def _single_run_page(run_dir: Path) -> Page:
+    run: JsonObject = read_json(run_dir / RUN_FILE) if (run_dir / RUN_FILE).exists() else {}
+    result: JsonObject = read_json(run_dir / "result.json") if (run_dir / "result.json").exists() else {}
+    table = read_layers([run_dir], "this run")
+    curve = read_curve(run_dir, "this run")
+    with rc_context(STYLE):
+        layers = [table] if table is not None else []
+        plots = [
+            Plot("curves", "Accuracy and loss", "After every epoch.", single_run_figure(curve)),
+            *_layer_plots(layers),
+        ]
+        images = _save(run_dir, plots)
+    recipe = run.get("recipe")
+    name = recipe.get("name") if isinstance(recipe, dict) else None
+    sentences, concerns = run_summary(result, curve)
+    return Page(
+        title=f"{name or run_dir.resolve().name}: one training run",
+        description=str(recipe.get("description", "")) if isinstance(recipe, dict) else "",
+        verdict=sentences,
+        warnings=concerns,
+        columns=[],
+        rows=[],
+        baseline_row=None,
+        notes=[],
+        images=images,
+        arms=[],
+        layer_columns=[table.title for table in layers],
+        layer_rows=layer_rows(layers),
+        facts=facts_of(run | {"seed": run.get("seed", result.get("seed"))}),
+        recipe=recipe_of(recipe),
+    )
+
+
+def _layer_plots(layers: list[LayerTable]) -> list[Plot]:
+    return [
+        Plot(
+            "rho",
+            "Per-layer rho",
+            "How much of a layer's gradient is its mean over the channel axis: what a channel-directed metric keeps.",
+            layers_figure(layers, "rho"),
+        ),
+        Plot(
+            "shrinkage",
+            "Per-layer shrinkage",
+            "Squared length after the rule over that before. Far below 1, it also acts as a smaller learning rate.",
+            layers_figure(layers, "shrinkage"),
+        ),
+    ]
+
+
+def _save(run_dir: Path, plots: Iterable[Plot]) -> list[dict[str, str]]:
+    """Write the plots as PNG and give them back as the template shows them; a plot of nothing is deleted."""
+    images: list[dict[str, str]] = []
+    for plot in plots:
+        path = run_dir / PLOTS_FOLDER / f"{plot.name}.png"
+        if plot.figure is None:
+            path.unlink(missing_ok=True)
+            continue
+        save_figure(plot.figure, path)
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        images.append({"name": plot.name, "title": plot.title, "caption": plot.caption, "data": data})
+    return images
