@@ -238,6 +238,29 @@ def test_compiled_optimizer_step_equals_the_eager_one():
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_unfreezing_casting_and_relayout_after_attach_keep_the_rule_in_force():
+    model = make_model()
+    model[2].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rules = ws.attach(optimizer, model, ChannelL2())
+    assert "2.weight" not in [r.info.name for r in rules.table().routed]
+    model[2].weight.requires_grad_(True)
+    for change in (lambda m: m, lambda m: m.double(), lambda m: m.to(memory_format=torch.channels_last)):
+        change(model)
+        optimizer.zero_grad()
+        x, y = batch()
+        nn.functional.cross_entropy(model(x.to(model[0].weight.dtype)), y).backward()
+        start, g = weights(model), model[2].weight.grad.clone()
+        optimizer.step()
+        torch.testing.assert_close(model[2].weight, start[2] - 0.1 * transform_gradient(ChannelL2(), g))
+    for p in model.parameters():
+        p.requires_grad_(False)
+    model[6].bias.requires_grad_(True)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(batch()[0].double()), batch()[1]).backward()
+    optimizer.step()  # everything the rule selects is frozen for a while: no reason to stop a training
+
+
 # --------------------------------------------------------------------------- bad gradients
 
 
@@ -333,8 +356,13 @@ def test_refusals_say_what_to_do():
         ws.attach(optimizer, model, ChannelL2)
     with pytest.raises(RuleError, match="same rule twice"):
         ws.attach(optimizer, model, ChannelL2(), ChannelL2())
-    with pytest.raises(RuleError, match="measure_every=0"):
-        ws.attach(optimizer, model, ChannelL2(), measure_every=0)
+    for bad in (0, 1.5, "a"):
+        with pytest.raises(RuleError, match="measure_every="):
+            ws.attach(optimizer, model, ChannelL2(), measure_every=bad)
+    with pytest.raises(RuleError, match="on='convs'; pass a selection"):
+        ws.attach(optimizer, model, ChannelL2(on="convs"))
+    with pytest.raises(AttachError, match=r"torch\.nn\.Module"):
+        ws.attach(optimizer, [model], ChannelL2())
     with pytest.raises(RuleError, match="batching='fast'"):
         ws.attach(optimizer, model, ChannelL2(), batching="fast")
     with pytest.raises(SelectionError, match="selects nothing"):
@@ -422,8 +450,12 @@ def test_verify_measures_every_layout_and_catches_a_wrong_metric(monkeypatch):
         out.copy_(grad / self.smoothing)
 
     monkeypatch.setattr(ChannelL2, "transform", wrong)
-    with pytest.raises(VerificationError, match=r"ChannelL2.*0\.weight.*allowed is"):
-        rules.verify()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        rules.remove()
+        model.to(dtype)
+        rules = ws.attach(optimizer, model, ChannelL2())
+        with pytest.raises(VerificationError, match=r"ChannelL2.*0\.weight.*allowed is"):
+            rules.verify()
 
 
 def test_distributed_data_parallel_wrapper_is_seen_through(tmp_path):

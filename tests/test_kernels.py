@@ -225,13 +225,23 @@ def test_a_rule_that_selects_nothing_says_what_there_is():
 
 
 def test_grouped_and_parametrized_kernels_are_refused_even_when_asked_for():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3), nn.Linear(3, 2))
-    torch.nn.utils.parametrizations.weight_norm(model[1])
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(3, 2))
     listed = describe(model)
     with pytest.raises(SelectionError, match="share inputs"):
         route([ChannelL2(on=ws.on.convs)], listed, [i.parameter for i in listed])
-    with pytest.raises(SelectionError, match="inner tensor of a parametrization"):
-        route([ChannelL2(on=ws.on.name("1.*original1"))], listed, [i.parameter for i in listed])
+    normed = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(3, 2))
+    torch.nn.utils.parametrizations.weight_norm(normed[0])
+    listed = describe(normed)
+    for rule in (ChannelL2(), ChannelL2(on=ws.on.name("0.*original1"))):
+        with pytest.raises(SelectionError, match="inner tensor of a parametrization"):
+            route([rule], listed, [i.parameter for i in listed])
+
+
+def test_filters_of_one_element_are_not_centered_to_death():
+    listed = describe(nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 2)))
+    routes = route([GradientCentralization()], listed, [i.parameter for i in listed])
+    assert "would be zero" in routes[0].reasons[0]
+    assert routes[2].rules == (0,)
 
 
 def test_routing_table_prints_every_parameter():

@@ -111,7 +111,8 @@ def describe(model: nn.Module) -> list[ParameterInfo]:
     """
     owners: dict[int, tuple[nn.Parameter, str, nn.Module, str]] = {}
     aliases: dict[int, list[str]] = {}
-    for prefix, module in unwrap(model).named_modules(remove_duplicate=True):
+    root = unwrap(model)
+    for prefix, module in root.named_modules(remove_duplicate=True):
         for role, parameter in module.named_parameters(recurse=False):
             name = f"{prefix}.{role}" if prefix else role
             name = name.replace("_orig_mod.", "")
@@ -125,6 +126,10 @@ def describe(model: nn.Module) -> list[ParameterInfo]:
             else:
                 owners[id(parameter)] = (parameter, name, module, role)
                 aliases[id(parameter)] = []
+            if ".parametrizations." in f".{name}":
+                # Seen as what it parametrizes, so that selections find it and can say why it is refused.
+                path, _, rest = f".{name}".partition(".parametrizations.")
+                owners[id(parameter)] = (parameter, name, root.get_submodule(path[1:]), rest.partition(".")[0])
     head = _head(owners)
     return [
         ParameterInfo(
@@ -133,12 +138,17 @@ def describe(model: nn.Module) -> list[ParameterInfo]:
             aliases=tuple(aliases[key]),
             kind=_kind(module),
             role=role,
-            groups=int(getattr(module, "groups", 1)) if _kind(module) in ("conv", "transposed conv") else 1,
+            groups=_groups(module, role),
             is_head=key == head,
             is_parametrized=".parametrizations." in f".{name}",
         )
         for key, (parameter, name, module, role) in owners.items()
     ]
+
+
+def _groups(module: nn.Module, role: str) -> int:
+    has_groups = role == "weight" and isinstance(module, _CONVS + _TRANSPOSED)
+    return int(getattr(module, "groups", 1)) if has_groups else 1
 
 
 def _head(owners: dict[int, tuple[nn.Parameter, str, nn.Module, str]]) -> int | None:

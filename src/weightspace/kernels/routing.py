@@ -73,7 +73,7 @@ class RoutingTable:
 
 
 def route(
-    rules: Sequence[Rule], infos: Sequence[ParameterInfo], optimized: Sequence[torch.Tensor]
+    rules: Sequence[Rule], infos: Sequence[ParameterInfo], optimized: Sequence[torch.Tensor], *, strict: bool = True
 ) -> tuple[Route, ...]:
     """Decides for every parameter which rules act on it.
 
@@ -81,6 +81,8 @@ def route(
         rules: In the order in which they act.
         infos: The model's parameters.
         optimized: The parameters that the optimizer holds; others are never touched.
+        strict: Raise if a rule acts on nothing. Rerouting in the middle of a training, where layers may be frozen for
+            a while, does not.
 
     Raises:
         SelectionError: A rule ends up acting on nothing; the sentence says what stood in the way.
@@ -88,7 +90,7 @@ def route(
     held = {id(p) for p in optimized}
     routes = tuple(_route_one(rules, info, id(info.parameter) in held) for info in infos)
     for index, rule in enumerate(rules):
-        if not any(index in r.rules for r in routes):
+        if strict and not any(index in r.rules for r in routes):
             raise SelectionError(_nothing_selected(rule, index, routes))
     return routes
 

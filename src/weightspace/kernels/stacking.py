@@ -2,7 +2,8 @@
 
 Which of the two is faster was measured (benchmarks/metrics.py): on a CPU, arithmetic that writes straight from each
 gradient into its buffer wins as soon as a weight has some ten thousand elements, because stacking reads and writes
-everything once more; below that, and on accelerators where a launch costs more than the copy, one stacked call wins.
+everything once more; below that one stacked call wins. The limit for accelerators, where a launch costs more than a
+small copy, is an estimate: no accelerator was at hand.
 """
 
 from __future__ import annotations

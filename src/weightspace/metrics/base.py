@@ -43,7 +43,8 @@ class Metric(Rule):
 
     stage: ClassVar[Stage] = Stage.METRIC
     default_on: ClassVar[Selection] = dense_convs & ~head
-    # True if the metric has a free overall scale that keep_norm may fix.
+    # What `residual` measures, as a noun clause for `verify()`.
+    declares: ClassVar[str] = "that the metric applied to its answer gives the loss gradient back"
     keep_norm: bool
 
     @abstractmethod

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.selection import Selection, convs, linears
 from weightspace.kernels.stacking import Workspace
 from weightspace.kernels.views import ViewName
@@ -23,8 +24,8 @@ from weightspace.metrics.base import Layout, Metric
 class GradientCentralization(Metric):
     """Projects every filter's gradient onto the plane of zero mean.
 
-    Acts on convolutions and linear layers by default, as its authors do. A projection, not a metric: it has no inverse,
-    and the mean of a filter never moves.
+    Acts on convolutions and linear layers by default, as its authors do. A projection, not a metric: it has no inverse.
+    Under plain SGD without weight decay the mean of a filter never moves.
 
     Args:
         keep_norm: Rescale each weight's gradient to its norm before the projection.
@@ -40,6 +41,7 @@ class GradientCentralization(Metric):
     """
 
     default_on: ClassVar[Selection] = convs | linears
+    declares: ClassVar[str] = "that every filter's gradient has mean zero and is otherwise unchanged"
 
     keep_norm: bool = False
     on: Selection | None = field(default=None, kw_only=True)
@@ -48,6 +50,12 @@ class GradientCentralization(Metric):
     def view(self) -> ViewName:
         """Within each output filter."""
         return "filter"
+
+    def refusal(self, info: ParameterInfo) -> str | None:
+        """Also refuses filters of one element, whose gradient would vanish: they would be frozen without a word."""
+        if info.parameter.ndim > 1 and info.parameter.numel() == info.shape[info.out_axis]:
+            return "each filter has one element: centered, its gradient would be zero"
+        return super().refusal(info)
 
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
         """One reduction, one subtraction."""

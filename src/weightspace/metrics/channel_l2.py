@@ -56,15 +56,16 @@ class ChannelL2(AxisMetric):
 
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
         """One reduction for the mean, one fused multiply-add for the result."""
-        mean = self._mean(grad, work).mul_(1.0 - 1.0 / self.smoothing)
-        torch.add(mean, grad, alpha=1.0 / self.smoothing, out=out)
+        # Three calls a weight: on small kernels the calls cost more than the arithmetic.
+        weighted_mean = self._sum(grad, work).mul_((1.0 - 1.0 / self.smoothing) / grad.shape[1])
+        torch.add(weighted_mean, grad, alpha=1.0 / self.smoothing, out=out)
 
     def apply(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
         """As the base class, but the norm is kept in the same pass: the norm after follows from rho."""
         if not self.keep_norm or grad.dtype not in (torch.float32, torch.float64):
             super().apply(grad, out, layout, work)
             return
-        mean = self._mean(grad, work)
+        mean = self._sum(grad, work).div_(grad.shape[1])
         norm = _norms(grad, layout.count)
         ratio = _norms(mean, layout.count) * grad.shape[1] ** 0.5 / norm  # sqrt(rho)
         ratio = torch.where(norm > 0, ratio, torch.zeros_like(ratio)).clamp_(max=1.0)
@@ -84,6 +85,6 @@ class ChannelL2(AxisMetric):
         return mean + self.smoothing * (out - mean) - grad
 
     @staticmethod
-    def _mean(grad: torch.Tensor, work: Workspace) -> torch.Tensor:
-        mean = work.lend("mean", (grad.shape[0], 1, grad.shape[2]), grad)
-        return torch.sum(grad, dim=1, keepdim=True, out=mean).div_(grad.shape[1])
+    def _sum(grad: torch.Tensor, work: Workspace) -> torch.Tensor:
+        total = work.lend("sum", (grad.shape[0], 1, grad.shape[2]), grad)
+        return torch.sum(grad, dim=1, keepdim=True, out=total)

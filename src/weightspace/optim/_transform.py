@@ -31,7 +31,7 @@ class BatchTransform:
         """Fills the buffers of all weights that have a gradient.
 
         Args:
-            witnesses: Receives a scalar a weight (or stack) that is finite if and only if its gradients are.
+            witnesses: Receives a flat slice a weight (or stack) that is finite if and only if its gradients are.
             measured: Receives `(rho, shrinkage)` by parameter name.
 
         Returns:
@@ -96,8 +96,8 @@ class BatchTransform:
 
 
 def _witness(out: torch.Tensor) -> torch.Tensor:
-    """A scalar that is finite only if all of `out` is: each entry mixes all entries along the metric's axis."""
-    return out[:, 0].sum(dtype=torch.float32 if out.dtype in (torch.float16, torch.bfloat16) else None)
+    """A slice that is finite only if all of `out` is: each entry mixes all entries along the metric's axis."""
+    return out[:, 0].reshape(-1)
 
 
 def _energy(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

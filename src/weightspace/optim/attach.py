@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from weightspace.errors import AttachError, NonFiniteGradientError, RuleError
 from weightspace.kernels import RoutingTable, Rule, Workspace, describe, make_batches, route
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Batching
 from weightspace.metrics import Metric
 from weightspace.optim._transform import BatchTransform
@@ -51,7 +52,7 @@ class Rules:
         self._originals: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         self._measured: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._steps = torch.zeros((), dtype=torch.int64)
-        self._build()
+        self._build(strict=True)
         self._handles = [
             # A compiled optimizer runs the hooks as they are and compiles its own arithmetic.
             optimizer.register_step_pre_hook(cast("Any", torch.compiler.disable(self._before_step))),
@@ -155,11 +156,11 @@ class Rules:
 
     # ------------------------------------------------------------------ the step
 
-    def _build(self) -> None:
-        """Routes parameters and allocates buffers; again whenever the optimizer's parameters change."""
+    def _build(self, *, strict: bool) -> None:
+        """Routes parameters and allocates buffers; again when parameters are added, frozen, unfrozen, cast or moved."""
         optimized = _parameters(self.optimizer)
-        self._known = len(optimized)
-        self._routes = route(self.rules, describe(self._model), optimized)
+        self._known = [_facts(p) for p in optimized]
+        self._routes = route(self.rules, describe(self._model), optimized, strict=strict)
         for r in self._routes:
             if r.rules:
                 _refuse_distributed(r.info)
@@ -177,8 +178,8 @@ class Rules:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self.restore_gradients()
-        if sum(len(group["params"]) for group in optimizer.param_groups) != self._known:
-            self._build()
+        if [_facts(p) for p in _parameters(optimizer)] != self._known:
+            self._build(strict=False)
         # args[0] is the optimizer itself.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -211,15 +212,16 @@ class Rules:
         must_check = self._must_check()
         if must_check and self._inplace:
             # In place there is no second copy: look before touching anything, so that the gradients survive.
-            self._raise_unless_finite([i.parameter.grad.sum() for i in self._routed() if i.parameter.grad is not None])
+            grads = [i.parameter.grad for i in self._routed()]
+            self._raise_unless_finite([g.sum().reshape(1) for g in grads if g is not None])
         witnesses: list[torch.Tensor] | None = [] if must_check and not self._inplace else None
         swapped: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         for transform in self._transforms:
             swapped += transform.run(witnesses, self._measured if is_measured else None)
         self._raise_unless_finite(witnesses or [])
+        self._originals = swapped  # first: if an assignment fails, those before it can be taken back
         for parameter, _, buffer in swapped:
             parameter.grad = buffer
-        self._originals = swapped
 
     def _routed(self) -> list[ParameterInfo]:
         return [info for batch in self._batches for info in batch.infos]
@@ -282,13 +284,17 @@ def attach(
     for rule in rules:
         if not isinstance(rule, Metric):
             raise RuleError(f"attach() got {rule!r}, which is no rule; pass instances such as ChannelL2().")
+        if rule.on is not None and not isinstance(rule.on, Selection):
+            raise RuleError(f"{type(rule).__name__} got on={rule.on!r}; pass a selection such as ws.on.convs.")
     if len(set(rules)) < len(rules):
         raise RuleError(f"attach() got the same rule twice: {', '.join(map(str, rules))}; give each rule once.")
-    if measure_every is not None and measure_every < 1:
-        raise RuleError(f"attach() got measure_every={measure_every}; it counts steps and must be at least 1, or None.")
+    if measure_every is not None and (not isinstance(measure_every, int) or measure_every < 1):
+        raise RuleError(
+            f"attach() got measure_every={measure_every!r}; it counts steps and must be at least 1, or None."
+        )
     if batching not in ("auto", "single", "stacked"):
         raise RuleError(f"attach() got batching={batching!r}; choose 'auto', 'single' or 'stacked'.")
-    _refuse_optimizer(optimizer)
+    _refuse_optimizer(optimizer, model)
     ordered = tuple(sorted(rules, key=lambda r: r.stage))
     return Rules(
         optimizer,
@@ -305,7 +311,12 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _refuse_optimizer(optimizer: Optimizer) -> None:
+def _facts(parameter: nn.Parameter) -> tuple[object, ...]:
+    """What routing and buffers depend on."""
+    return id(parameter), parameter.requires_grad, parameter.dtype, parameter.device, parameter.stride()
+
+
+def _refuse_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     if not isinstance(optimizer, Optimizer):
         raise AttachError(f"attach() needs a torch.optim.Optimizer first and the model second; got {type(optimizer)}.")
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -313,6 +324,8 @@ def _refuse_optimizer(optimizer: Optimizer) -> None:
             "LBFGS estimates curvature and searches along lines from the loss's own gradient; a metric makes both "
             "inconsistent. Use a first-order optimizer such as SGD or AdamW."
         )
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"attach() needs the model, a torch.nn.Module, second; got {type(model)}.")
     current = getattr(optimizer, _ATTRIBUTE, lambda: None)()
     if current is not None:
         raise AttachError(
@@ -329,12 +342,12 @@ def _refuse_distributed(info: ParameterInfo) -> None:
         )
 
 
-def _all_finite(scalars: list[torch.Tensor]) -> bool:
-    """One synchronization for each device and dtype."""
+def _all_finite(slices: list[torch.Tensor]) -> bool:
+    """One reduction and one synchronization for each device and dtype, however many weights there are."""
     groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
-    for scalar in scalars:
-        groups.setdefault((scalar.device, scalar.dtype), []).append(scalar)
-    return all(bool(torch.stack(group).isfinite().all()) for group in groups.values())
+    for piece in slices:
+        groups.setdefault((piece.device, piece.dtype), []).append(piece)
+    return all(bool(torch.cat(group).isfinite().all()) for group in groups.values())
 
 
 def _raise_non_finite(infos: list[ParameterInfo]) -> None:
