@@ -1,0 +1,132 @@
+"""Runs the benchmarks and writes docs/benchmarks.md with its plot: `python -m benchmarks [--threads N]`."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from benchmarks import loop_overhead, metrics_step, sobolev_scaling
+from benchmarks.timing import Timing, machine
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def table(rows: dict[str, Timing], reference: str) -> str:
+    """A Markdown table of timings."""
+    lines = [f"| contestant | ms (median) | ratio to {reference}: median (quartiles) |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {name} | {timing.cells()} |" for name, timing in rows.items()])
+
+
+def step_section() -> str:
+    """ChannelL2 with the optimizer step, its floor, its share of a training step."""
+    rows = metrics_step.channel_l2_rows()
+    size, floor, bandwidth = metrics_step.floor_milliseconds()
+    share = metrics_step.share_of_training()
+    foreach = rows["SGD(foreach=True) alone"].seconds
+    rule_foreach = rows["ChannelL2 + SGD(foreach=True)"].seconds - foreach
+    rule_fused = rows["ChannelL2 + SGD(fused=True)"].seconds - rows["SGD(fused=True) alone"].seconds
+    rule_share = share["ChannelL2 + SGD(foreach=True)"].seconds - share["SGD(foreach=True)"].seconds
+    percent = 100 * rule_share / share["forward + backward"].seconds
+    return f"""## ChannelL2 in an optimizer step
+
+ResNet-18's 20 convolution kernels, {size / 1e6:.1f} MB in float32, SGD with momentum.
+
+{table(rows, "SGD(foreach=True) alone")}
+
+Floor: the rule must read every gradient and write every buffer once, {2 * size / 1e6:.0f} MB; a plain copy of that size
+runs at {bandwidth / 1e9:.0f} GB/s here, so {floor * 1e3:.2f} ms. The rule itself (difference of medians) takes {rule_foreach * 1e3:.2f} ms beside
+the foreach step and {rule_fused * 1e3:.2f} ms beside the fused one: {rule_foreach / floor:.1f} and {rule_fused / floor:.1f} times the floor.
+The floor alone would put ChannelL2 + SGD(foreach=True) at {(foreach + floor) / foreach:.2f}.
+
+Beside a forward and backward pass of ResNet-18 at batch 128, 32x32 images ({share["forward + backward"].seconds:.2f} s) the rule takes {percent:.2f} %.
+"""
+
+
+def rules_section() -> str:
+    """Every variant of the registry, and where stacking pays."""
+    crossover = "\n".join(
+        f"| {numel:,} | {middle:.2f} ({lower:.2f}–{upper:.2f}) |"
+        for numel, middle, lower, upper in metrics_step.batching_rows()
+    )
+    return f"""## Every rule of the registry
+
+One step with the rule against the step alone, ResNet-18's kernels.
+
+{table(metrics_step.all_rule_rows(), "SGD(foreach=True) alone")}
+
+## One by one or stacked
+
+16 equal 3x3 kernels under ChannelL2: time stacked over time one by one. `batching="auto"` follows this.
+
+| elements a kernel | ratio: median (quartiles) |
+|---|---|
+{crossover}
+"""
+
+
+def sobolev_section() -> str:
+    """Linear time in the number of channels, with a plot."""
+    result = sobolev_scaling.measure()
+    sobolev_scaling.plot(result, DOCS / "benchmarks" / "sobolev-scaling.png", machine())
+    header = "| output channels | " + " | ".join(f"{name}, ms" for name in result) + " |"
+    rows = "\n".join(
+        f"| {c} | " + " | ".join(f"{seconds[k] * 1e3:.3g}" for seconds in result.values()) + " |"
+        for k, c in enumerate(sobolev_scaling.CHANNELS)
+    )
+    slopes = ", ".join(f"{name} {sobolev_scaling.slope(seconds):.2f}" for name, seconds in result.items())
+    return f"""## ChannelSobolev is linear in the channels
+
+{sobolev_scaling.INNER} inputs a channel. Exponents of the power law from 256 channels on: {slopes}.
+
+{header}
+|---|{"---|" * len(result)}
+{rows}
+
+![time against output channels](benchmarks/sobolev-scaling.png)
+"""
+
+
+def loop_section() -> str:
+    """The training loop against a bare loop."""
+    return f"""## The training loop
+
+An epoch of the quickstart recipe (digits, steps of a few milliseconds: the worst case), the library's loop with its
+checks, timers and log against a loop written by hand that reads its loss.
+
+{table(loop_overhead.measure(), "the bare loop")}
+"""
+
+
+SECTIONS = {"step": step_section, "rules": rules_section, "sobolev": sobolev_section, "loop": loop_section}
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for torch")
+    parser.add_argument(
+        "--only", choices=SECTIONS, nargs="*", default=list(SECTIONS), help="print these, write nothing"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    (DOCS / "benchmarks").mkdir(exist_ok=True)
+    parts: list[str] = []
+    for name in arguments.only:
+        parts.append(SECTIONS[name]())
+        print(parts[-1], flush=True)
+    if arguments.only == list(SECTIONS):
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+        intro = f"""# Benchmarks
+
+Written by `python -m benchmarks` on {now}: {machine()}. Contestants take turns; ratios are taken
+turn by turn, then their median and quartiles. Absolute times depend on the machine and on what else it does.
+
+"""
+        (DOCS / "benchmarks.md").write_text(intro + "\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()

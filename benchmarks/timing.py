@@ -1,0 +1,96 @@
+"""Interleaved timing: the contestants take turns, so that what else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of one contestant, and the quartiles of its ratio to the reference, turn by turn."""
+
+    seconds: float
+    ratio: float
+    lower: float
+    upper: float
+
+    def cells(self) -> str:
+        """Two Markdown cells: milliseconds, ratio with quartiles."""
+        return f"{self.seconds * 1e3:.3g} | {self.ratio:.2f} ({self.lower:.2f}–{self.upper:.2f})"
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    reference: str,
+    *,
+    rounds: int = 60,
+    warm_up: int = 5,
+    seconds: float = 60.0,
+) -> dict[str, Timing]:
+    """Times every contestant once a round.
+
+    Args:
+        contestants: What to call, by name.
+        reference: The name that ratios are taken to.
+        rounds: Rounds to keep.
+        warm_up: Rounds to throw away.
+        seconds: Stop early after this long, with the rounds there are (at least five).
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    begin = time.perf_counter()
+    for turn in range(rounds + warm_up):
+        for name, call in contestants.items():
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
+        if time.perf_counter() - begin > seconds and turn >= warm_up + 5:
+            break
+    result: dict[str, Timing] = {}
+    for name, own in times.items():
+        ratios = [a / b for a, b in zip(own, times[reference], strict=True)]
+        lower, middle, upper = statistics.quantiles(ratios, n=4)
+        result[name] = Timing(statistics.median(own), middle, lower, upper)
+    return result
+
+
+def synchronize() -> None:
+    """Waits for the accelerator, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine() -> str:
+    """One line that says where a number was measured."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = lines[0] if lines else name
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def copy_bandwidth(mib: int = 45) -> float:
+    """Bytes moved a second (read plus written) by a plain copy of as many bytes as ResNet-18's kernels hold."""
+    source = torch.randn(mib * 2**18, device=device())
+    target = torch.empty_like(source)
+    timing = interleave({"copy": lambda: target.copy_(source)}, "copy", rounds=40)["copy"]
+    return 2 * source.numel() * source.element_size() / timing.seconds
