@@ -37,7 +37,7 @@ class LayerTable:
         names: Layers, first to last.
         steps: Steps at which they were measured.
         rho: Mean part of the gradient along the channel axis, shape `(layers, steps)`, 0 to 1; NaN where missing.
-        shrinkage: Squared length of the transformed gradient over that of the gradient, likewise.
+        shrinkage: Length of the transformed gradient over that of the loss gradient, likewise.
     """
 
     title: str

@@ -188,7 +188,7 @@ def _layer_plots(layers: list[LayerTable]) -> list[Plot]:
         Plot(
             "shrinkage",
             "Per-layer shrinkage",
-            "Squared length after the rule over that before. Far below 1, it also acts as a smaller learning rate.",
+            "Length after the rule over that before. Far below 1, it also acts as a smaller learning rate.",
             layers_figure(layers, "shrinkage"),
         ),
     ]

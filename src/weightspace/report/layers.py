@@ -19,7 +19,7 @@ Quantity = Literal["rho", "shrinkage"]
 _COLUMNS = 3
 _TITLES = {
     "rho": "rho: part of the gradient's squared length that lies in its mean over the rule's axis",
-    "shrinkage": "shrinkage: squared length of the transformed gradient over that of the gradient",
+    "shrinkage": "shrinkage: length of the transformed gradient over that of the loss gradient",
 }
 _MOST_LABELS = 20
 
