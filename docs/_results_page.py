@@ -1,0 +1,43 @@
+"""Copies tables and plots of finished comparisons into a results page.
+
+`python docs/_results_page.py docs/results/channel-directed.md runs/fashion-mnist-vgg runs/cifar10-vgg ...` puts each
+comparison's `table.md` between the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->` of the page, NAME being the
+folder's name, and its plots and `table.json` into a folder beside the page.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+PLOTS = ("differences.png", "accuracy.png", "tuning.png", "shrinkage.png")
+
+
+def section(run: Path, beside: str) -> str:
+    """The Markdown of one comparison, headings one level down."""
+    table = (run / "table.md").read_text().replace("\n## ", "\n### ").removeprefix("## ")
+    title, _, rest = table.partition("\n")
+    figures = "\n\n".join(f"![{run.name}: {Path(p).stem}]({beside}/{run.name}/{p})" for p in PLOTS[:2])
+    return f"### {title}\n{rest.rstrip()}\n\n{figures}\n"
+
+
+def main() -> None:
+    """Rewrites the page."""
+    page, *runs = map(Path, sys.argv[1:])
+    text = page.read_text()
+    for run in runs:
+        target = page.with_suffix("") / run.name
+        target.mkdir(parents=True, exist_ok=True)
+        for plot in PLOTS:
+            shutil.copyfile(run / "plots" / plot, target / plot)
+        shutil.copyfile(run / "table.json", target / "table.json")
+        begin, end = f"<!-- {run.name}:begin -->", f"<!-- {run.name}:end -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}\n{section(run, page.stem)}{end}{tail}"
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
