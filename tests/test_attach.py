@@ -489,3 +489,66 @@ def test_sharded_weights_are_refused_by_name(tmp_path):
             ws.attach(optimizer, model, ChannelL2())
     finally:
         torch.distributed.destroy_process_group()
+
+
+# --------------------------------------------------------------------------- hooks within hooks
+
+
+class Nested(torch.optim.SGD):
+    """An optimizer whose step calls its parent's: torch fires its hooks twice."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("batching", ["single", "stacked"])
+def test_a_step_within_a_step_transforms_and_counts_once(batching):
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)  # hooks SGD.step itself
+    model = make_model()
+    optimizer = Nested(model.parameters(), lr=0.1, momentum=0.9)
+    rules = ws.attach(optimizer, model, ChannelL2(smoothing=3.0), batching=batching)
+    for k in range(3):
+
+        def closure(k: int = k):
+            optimizer.zero_grad()
+            return backward(model, k)
+
+        optimizer.step(closure)
+    assert rules.steps == 3
+    expected = manual_steps(ChannelL2(smoothing=3.0), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    for got, want in zip(weights(model), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_a_users_post_hook_sees_the_loss_gradient():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(model[2].weight.grad))
+    ws.attach(optimizer, model, ChannelL2())
+    backward(model)
+    g = model[2].weight.grad
+    optimizer.step()
+    assert seen[0] is g
+
+
+def test_overflow_on_the_way_back_to_16_bits_is_caught():
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), nn.Flatten(), nn.Linear(6, 2)).half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ws.attach(optimizer, model, ChannelL2(smoothing=0.1))
+    model[0].weight.grad = torch.zeros_like(model[0].weight)
+    model[0].weight.grad[3] = 40000.0
+    start = weights(model)
+    with pytest.raises(NonFiniteGradientError, match="overflowed"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), start, strict=True))
+
+
+def test_differentiable_optimizers_and_removed_rules_are_refused():
+    model = make_model()
+    with pytest.raises(AttachError, match="differentiable"):
+        ws.attach(torch.optim.SGD(model.parameters(), lr=0.1, differentiable=True), model, ChannelL2())
+    rules = ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, ChannelL2())
+    rules.remove()
+    with pytest.raises(AttachError, match="removed"):
+        rules.verify()

@@ -264,3 +264,35 @@ def test_the_trained_weights_load_into_the_model(recipe: Path, tmp_path: Path) -
     model = build_model("vgg", in_channels=1, image_size=8, num_classes=10, **options)
     model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def test_fresh_deletes_nothing_but_an_idle_comparison(recipe: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "plots").mkdir(parents=True)
+    (mine / "plots" / "figure.png").write_text("mine")
+    code, _, err = call("compare", recipe, "--out", mine, "--fresh")
+    assert code == 2
+    assert "deletes only comparisons" in error_line(err)
+    code, _, err = call("compare", recipe, "--set", "compare=null", "--out", mine, "--fresh")
+    assert code == 2
+    assert (mine / "plots" / "figure.png").read_text() == "mine"
+
+
+def test_train_overwrites_nothing_that_it_does_not_know(recipe: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model.safetensors").write_text("precious")
+    code, _, err = call("train", recipe, "--out", mine)
+    assert code == 2
+    assert "model.safetensors but no run.json" in error_line(err)
+    assert (mine / "model.safetensors").read_text() == "precious"
+    code, _, err = call("train", recipe, "--out", mine, "--resume", "--fresh")
+    assert code == 2
+    assert "give one of them" in error_line(err)
+
+
+def test_weights_lost_at_the_last_step_count_as_diverged(recipe: Path, tmp_path: Path) -> None:
+    options = ["train.epochs=1", "train.batch_size=120", "train.optimizer.lr=1e30"]
+    code, _, err = call("train", recipe, "--out", tmp_path / "run", *(x for o in options for x in ("--set", o)))
+    assert code == 1
+    assert "test loss became non-finite" in error_line(err)

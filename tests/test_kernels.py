@@ -13,7 +13,7 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.errors import AttachError, SelectionError
-from weightspace.kernels import VIEWS, describe, make_batches, route, unwrap, view_of
+from weightspace.kernels import VIEWS, Selection, describe, make_batches, route, unwrap, view_of
 from weightspace.kernels.parameters import has_same_layout, is_dense_layout
 from weightspace.kernels.selection import parse
 from weightspace.kernels.stacking import Workspace
@@ -79,7 +79,7 @@ def test_lazy_parameters_are_refused_by_name():
         (ws.on.where(lambda i: i.shape == ()), {"scale"}),
         (~ws.on.everything, set()),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Selection) else "",
 )
 def test_selections(selection, expected):
     assert {n for n, i in infos().items() if selection(i)} == expected
@@ -253,7 +253,6 @@ def test_routing_table_prints_every_parameter():
     assert "= tied.weight" in text
     assert "ChannelL2(smoothing=2.0)" in text
     assert "grouped kernel (8 groups)" in text
-    assert "head" not in text or "fc.weight" in text
 
 
 # --------------------------------------------------------------------------- batches

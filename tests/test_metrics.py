@@ -321,3 +321,14 @@ def test_rules_have_value_equality_and_read_back():
     assert hash(a) == hash(b)
     assert str(a) == "ChannelL2(smoothing=2.0)"
     assert eval(repr(ChannelSobolev()), {"ChannelSobolev": ChannelSobolev}) == ChannelSobolev()
+
+
+def test_keep_norm_does_not_blow_up_rounding_noise():
+    constant = torch.full((4, 3, 3, 3), 0.1)
+    constant[1] = 0.3
+    assert transform_gradient(GradientCentralization(keep_norm=True), constant).norm() < 1e-5
+
+
+def test_spatial_sobolev_has_no_permuted_control():
+    with pytest.raises(RuleError, match="taps are a grid"):
+        ChannelSobolev(axis="spatial", permutation_seed=1)

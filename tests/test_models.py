@@ -304,7 +304,7 @@ def test_a_small_vgg_learns_two_textures():
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("resnet19", {}, 'Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, vgg, resnet20'),
+        ("resnet19", {}, 'Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, vgg, resnet8, resnet20'),
         ("VGG", {}, 'did you mean "vgg"?'),
         ("vgg", {"width": [8]}, 'Model "vgg" has no option "width": did you mean "widths"?'),
         ("mlp", {"dropout": 0.1}, 'Model "mlp" has no option "dropout": known: hidden.'),
@@ -379,7 +379,7 @@ def test_resnet_class_refuses_other_stage_counts():
 
 
 def test_registry_is_frozen_and_complete():
-    assert list(MODELS) == ["mlp", "vgg", "resnet20", "resnet56", "resnet18", "resnet34"]
+    assert list(MODELS) == ["mlp", "vgg", "resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
     assert all(entry.name == name and entry.summary for name, entry in MODELS.items())
     with pytest.raises(TypeError):
         MODELS["mine"] = MODELS["mlp"]

@@ -101,7 +101,7 @@ _ENTRIES = (
 REGISTRY: Mapping[str, RuleEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 
 
-def make_rule(name: str, **options: Any) -> Rule:
+def make_rule(name: str, /, **options: Any) -> Rule:
     """Builds a rule from its name and options, as recipes do; `on` may be text such as `"convs & ~head"`.
 
     Raises:

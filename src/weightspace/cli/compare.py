@@ -41,14 +41,18 @@ def compare(
     """
     settings = read_recipe_option(recipe, set_)
     from weightspace.compare import comparison_table, run_comparison
+    from weightspace.compare.directory import locked
+    from weightspace.compare.plan import make_plan
     from weightspace.report import write_report
 
+    make_plan(settings)  # a recipe without a comparison is refused before anything is touched
     folder = out if out is not None else Path("runs") / settings.name
     ensure_writable_folder(folder)
     if (folder / RUN_FILE).exists():
         raise RunError(f"{folder} holds a single training run; choose another folder with --out")
     if not resume:
-        _delete_comparison(folder)
+        with locked(folder):  # a comparison that is running in there keeps its files
+            _delete_comparison(folder)
     with progress_bar("runs") as move:
         run_comparison(settings, folder, workers=workers, command=command_line(), progress=move)
     stdout().print(comparison_table(folder))
@@ -56,6 +60,13 @@ def compare(
 
 
 def _delete_comparison(folder: Path) -> None:
+    if not (folder / "compare.json").exists():
+        strangers = [name for name in (*_FILES, *_FOLDERS) if (folder / name).exists()]
+        if strangers:
+            raise RunError(
+                f"{folder} holds {strangers[0]} but no compare.json; --fresh deletes only comparisons, choose another folder"
+            )
+        return
     try:
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def progress_bar(unit: str) -> Generator[Callable[[str, int, int], None], None, 
     """
     console = stderr()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),

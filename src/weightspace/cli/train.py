@@ -48,6 +48,8 @@ def train(
     Ctrl-C saves; the same command with --resume goes on, bit for bit.
     """
     settings = read_recipe_option(recipe, set_)
+    if resume and fresh:
+        raise RunError("--resume continues a run and --fresh deletes it; give one of them")
     folder = out if out is not None else Path("runs") / f"{settings.name}-train"
     ensure_writable_folder(folder)
     fingerprint = run_fingerprint(settings, seed)
@@ -73,6 +75,13 @@ def _check_folder(folder: Path, fingerprint: str, *, resume: bool) -> JsonObject
         raise RunError(f"{folder} holds a comparison; choose another folder with --out")
     run = recorded(folder, RUN_FILE)
     if run is None:
+        left = [n for n in ("result.json", "metrics.jsonl", "model.safetensors") if (folder / n).exists()]
+        left += [p.name for p in folder.glob("checkpoint-*.safetensors")]
+        if left and not resume:
+            raise RunError(
+                f"{folder} holds {left[0]} but no {RUN_FILE}; choose another folder with --out, go on with --resume, "
+                "or replace it with --fresh"
+            )
         return None
     if run.get("fingerprint") != fingerprint:
         raise RunError(

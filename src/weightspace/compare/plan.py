@@ -213,17 +213,20 @@ def final_jobs(plan: Plan, arm: Arm, trial: Trial | None) -> tuple[Job, ...]:
 
 
 def choose(trials: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Choice:
-    """The trial with the highest validation accuracy; equals are decided by the lower loss, then by the earlier number.
+    """The trial with the highest validation accuracy; equals go to the lower loss, then to the earlier number.
 
     Args:
         trials: All trials of the plan.
-        scores: Mean validation accuracy and mean validation loss (infinite when diverged) of each.
+        scores: Mean validation accuracy and mean validation loss (infinite when diverged) of each. A diverged trial never
+            wins against one that did not diverge.
 
     >>> trials = [Trial(0, {"lr": 0.1}), Trial(1, {"lr": 0.2}), Trial(2, {"lr": 0.4})]
     >>> choose(trials, [(0.8, 0.5), (0.9, 0.4), (0.9, 0.3)]).edge
     ('lr',)
     """
-    best = min(range(len(trials)), key=lambda index: (-scores[index][0], scores[index][1], index))
+    best = min(
+        range(len(trials)), key=lambda index: (math.isinf(scores[index][1]), -scores[index][0], scores[index][1], index)
+    )
     return Choice(trials[best], scores[best][0], _edges(trials, trials[best]))
 
 

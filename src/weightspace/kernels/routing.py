@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from weightspace.errors import SelectionError
@@ -45,7 +46,7 @@ class RoutingTable:
         for column in ("parameter", "shape", "rule", "view", "runs", "why not"):
             table.add_column(column, overflow="fold")
         for route in self.routes:
-            names = "\n".join(str(self.rules[i]) for i in route.rules)
+            names = "\n".join(escape(str(self.rules[i])) for i in route.rules)
             views = "\n".join(f"{v.name} ({' × '.join(map(str, v.shape))})" for v in route.views)
             reasons = dict.fromkeys(route.reasons.values())  # several rules often share a reason
             style = None if route.rules else "dim"
@@ -55,7 +56,7 @@ class RoutingTable:
                 names or "–",
                 views or "–",
                 self.modes.get(route.info.name, "–"),
-                "\n".join(reasons) if reasons else "",
+                escape("\n".join(reasons)),
                 style=style,
             )
         return table

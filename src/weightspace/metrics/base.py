@@ -83,7 +83,9 @@ class Metric(Rule):
         before = _norms(grad, layout.count)
         self.transform(grad, out, layout, work)
         after = _norms(out, layout.count)
-        scale = torch.where(after > 0, before / after, torch.ones_like(after))
+        # What is left of a gradient that the metric removes is rounding noise: it must not be blown up.
+        floor = 8 * torch.finfo(grad.dtype).eps * before
+        scale = torch.where(after > floor, before / after, torch.ones_like(after))
         out.view(layout.count, -1).mul_(scale[:, None])
 
     def refusal(self, info: ParameterInfo) -> str | None:
@@ -148,6 +150,7 @@ def mean_energy(grad: torch.Tensor, count: int) -> torch.Tensor:
         >>> mean_energy(torch.tensor([[[3.0], [1.0]]]), 1)  # mean 2: 2 * 2^2 of 3^2 + 1^2
         tensor([0.8000])
     """
-    total = _norms(grad, count).square()
-    mean = _norms(grad.mean(dim=1), count).square() * grad.shape[1]
-    return torch.where(total > 0, mean / total, torch.zeros_like(total))
+    total = _norms(grad, count)
+    mean = _norms(grad.mean(dim=1), count) * math.sqrt(grad.shape[1])
+    ratio = torch.where(total > 0, mean / total, torch.zeros_like(total))
+    return ratio.square().clamp(max=1.0)

@@ -77,6 +77,10 @@ class ChannelSobolev(AxisMetric):
         if self.smoothing is not None:
             check_positive("ChannelSobolev", "smoothing", self.smoothing)
         check_axis("ChannelSobolev", self.axis)
+        if self.axis == "spatial" and self.permutation_seed is not None:
+            raise RuleError(
+                "ChannelSobolev got permutation_seed with axis='spatial'; taps are a grid: permute 'out' or 'in'."
+            )
 
     @property
     def strength(self) -> float:
@@ -111,7 +115,7 @@ class ChannelSobolev(AxisMetric):
     def residual(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout) -> torch.Tensor:
         """The metric applied to `out`, by differences, minus `grad`."""
         length = grad.shape[1]
-        if self.permutation_seed is not None and not (self.axis == "spatial" and len(layout.grid) > 1):
+        if self.permutation_seed is not None:
             forward, _ = _permutation(self.permutation_seed, length, grad.device)
             grad, out = grad.index_select(1, forward), out.index_select(1, forward)
         grid = layout.grid if self.axis == "spatial" else (length,)

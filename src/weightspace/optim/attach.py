@@ -52,12 +52,15 @@ class Rules:
         self._originals: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         self._measured: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._steps = torch.zeros((), dtype=torch.int64)
+        self._is_open = self._is_removed = False
         self._build(strict=True)
         self._handles = [
             # A compiled optimizer runs the hooks as they are and compiles its own arithmetic.
             optimizer.register_step_pre_hook(cast("Any", torch.compiler.disable(self._before_step))),
             optimizer.register_step_post_hook(cast("Any", torch.compiler.disable(self._after_step))),
         ]
+        # Before the user's own post-hooks: they may read or zero p.grad, which must be the loss gradient again.
+        cast("Any", optimizer)._optimizer_step_post_hooks.move_to_end(self._handles[1].id, last=False)
         # A weak reference: the optimizer must not keep rules alive that the user dropped with `remove()`.
         setattr(optimizer, _ATTRIBUTE, weakref.ref(self))
 
@@ -93,6 +96,8 @@ class Rules:
         Raises:
             VerificationError: Names rule, parameter, error and bound.
         """
+        if self._is_removed:
+            raise AttachError("These rules were removed, so there is nothing to verify; attach them again.")
         checks = measure_properties(self.rules, self._batches, self._work)
         raise_if_broken(checks)
         return checks
@@ -134,8 +139,10 @@ class Rules:
         self.restore_gradients()
         for handle in self._handles:
             handle.remove()
-        self._batches = []
+        self._batches, self._transforms, self._routes = [], [], ()
+        self._measured.clear()
         self._work.clear()
+        self._is_removed = True
         if getattr(self.optimizer, _ATTRIBUTE, lambda: None)() is self:
             delattr(self.optimizer, _ATTRIBUTE)
 
@@ -158,6 +165,8 @@ class Rules:
 
     def _build(self, *, strict: bool) -> None:
         """Routes parameters and allocates buffers; again when parameters are added, frozen, unfrozen, cast or moved."""
+        self._work.clear()
+        self._measured.clear()
         optimized = _parameters(self.optimizer)
         self._known = [_facts(p) for p in optimized]
         self._routes = route(self.rules, describe(self._model), optimized, strict=strict)
@@ -177,6 +186,7 @@ class Rules:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._is_open = True
         self.restore_gradients()
         if [_facts(p) for p in _parameters(optimizer)] != self._known:
             self._build(strict=False)
@@ -193,7 +203,9 @@ class Rules:
     @torch.no_grad()
     def _after_step(self, _: Optimizer, __: tuple[Any, ...], ___: dict[str, Any]) -> None:
         self.restore_gradients()
-        self._steps += 1
+        if self._is_open:  # a subclass that calls its parent's step fires the hooks twice
+            self._steps += 1
+            self._is_open = False
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure computes its gradients inside the step: they are transformed as soon as it returns."""
@@ -201,6 +213,7 @@ class Rules:
         def wrapped() -> Any:
             self.restore_gradients()
             loss = closure()
+            self.restore_gradients()  # a step within a step wraps the closure twice
             with torch.no_grad():
                 self._swap()
             return loss
@@ -213,7 +226,7 @@ class Rules:
         if must_check and self._inplace:
             # In place there is no second copy: look before touching anything, so that the gradients survive.
             grads = [i.parameter.grad for i in self._routed()]
-            self._raise_unless_finite([g.sum().reshape(1) for g in grads if g is not None])
+            self._raise_unless_finite([g.float().sum().reshape(1) for g in grads if g is not None])
         witnesses: list[torch.Tensor] | None = [] if must_check and not self._inplace else None
         swapped: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         for transform in self._transforms:
@@ -313,7 +326,14 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _facts(parameter: nn.Parameter) -> tuple[object, ...]:
     """What routing and buffers depend on."""
-    return id(parameter), parameter.requires_grad, parameter.dtype, parameter.device, parameter.stride()
+    return (
+        id(parameter),
+        parameter.requires_grad,
+        parameter.dtype,
+        parameter.device,
+        parameter.shape,
+        parameter.stride(),
+    )
 
 
 def _refuse_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
@@ -323,6 +343,10 @@ def _refuse_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         raise AttachError(
             "LBFGS estimates curvature and searches along lines from the loss's own gradient; a metric makes both "
             "inconsistent. Use a first-order optimizer such as SGD or AdamW."
+        )
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise AttachError(
+            "The optimizer has differentiable=True; a rule writes into buffers and would cut its graph: set it to False."
         )
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() needs the model, a torch.nn.Module, second; got {type(model)}.")

@@ -59,15 +59,15 @@ def _measure(metric: Metric, batch: Batch, place: int, work: Workspace) -> Prope
     like = batch.infos[0].parameter
     view = batch.views[place]
     generator = torch.Generator().manual_seed(0)
-    # 16-bit gradients are computed in float32: in their own precision a wrong constant would drown in rounding.
-    dtype = torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
-    probe = torch.randn(view.shape, generator=generator).to(device=like.device, dtype=dtype)
+    # The same arithmetic in float64: in the weight's own precision a wrong constant could drown in rounding.
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    probe = torch.randn(view.shape, generator=generator, dtype=dtype).to(like.device)
     out = torch.empty_like(probe)
     layout = Layout(1, view.grid)
     # The free scale of keep_norm is not part of the equation.
     plain = cast("Metric", replace(cast("Any", metric), keep_norm=False))
     plain.apply(probe, out, layout, work)
-    wide_probe, wide_out = probe.double(), out.double()
+    wide_probe, wide_out = probe.cpu().double(), out.cpu().double()
     residual = plain.residual(wide_probe, wide_out, layout).abs().max()
     scale = plain.stiffness(layout, view.shape[1]) * wide_out.abs().max() + wide_probe.abs().max()
     return PropertyCheck(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from weightspace.errors import RecipeError
-from weightspace.training.recipe_checks import check_rule, rule_arguments
+from weightspace.training.recipe_checks import check_rule, rule_options
 from weightspace.training.recipe_errors import explain
 from weightspace.training.recipe_files import bundled_recipes, parse_overrides, read_recipe
 from weightspace.training.recipe_paths import set_path
@@ -131,7 +131,7 @@ class Recipe(Settings):
         """Fresh rule objects for `weightspace.attach`, in the recipe's order."""
         from weightspace.registry import make_rule
 
-        return [make_rule(**rule_arguments(entry)) for entry in self.rules]
+        return [make_rule(entry["rule"], **rule_options(entry)) for entry in self.rules]
 
     def check_arms(self, source: str) -> None:
         """Try every arm with every tuned value (or the ends of its range), so a mistake shows before hours of training.

@@ -111,11 +111,11 @@ def check_rule(entry: Mapping[str, Any]) -> None:
             "a rule entry needs the key 'rule', for example {rule: ChannelL2, smoothing: 4.0}"
         )
     try:
-        make_rule(**rule_arguments(entry))
+        make_rule(entry["rule"], **rule_options(entry))
     except (WeightspaceError, TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
 
 
-def rule_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `weightspace.registry.make_rule` for a recipe's rule entry."""
-    return {"name": entry["rule"], **{key: value for key, value in entry.items() if key != "rule"}}
+def rule_options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `weightspace.registry.make_rule` for a recipe's rule entry."""
+    return {key: value for key, value in entry.items() if key != "rule"}

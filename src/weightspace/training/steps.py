@@ -122,6 +122,10 @@ class TrainingLoop:
         if state.epoch % session.recipe.train.evaluate_every and not self._is_last:
             return
         state.test_loss, state.test_accuracy = evaluate(session)
+        if not math.isfinite(state.test_loss):
+            raise DivergenceError(
+                f"the test loss became non-finite after epoch {state.epoch} (lr {session.recipe.train.optimizer.lr:g})"
+            )
         record = {
             "epoch": state.epoch,
             "step": state.step,
