@@ -129,7 +129,7 @@ def test_bad_input_is_one_line_and_code_2(recipe: Path, tmp_path: Path) -> None:
         (["compare", recipe, "--set", "compare.seeds=0"], "compare.seeds should be greater"),
         (["compare", recipe, "--out", recipe], "is a file"),
         (["report", tmp_path / "nothing"], "does not exist"),
-        (["report", tmp_path], "has no compare.json"),
+        (["report", tmp_path], "holds neither compare.json"),
         (["show", recipe, "--arm", "Adam"], "its arms are tuned SGD, ChannelL2"),
     ]:
         code, _, err = call(*arguments)

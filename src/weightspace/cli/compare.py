@@ -64,7 +64,8 @@ def _delete_comparison(folder: Path) -> None:
         strangers = [name for name in (*_FILES, *_FOLDERS) if (folder / name).exists()]
         if strangers:
             raise RunError(
-                f"{folder} holds {strangers[0]} but no compare.json; --fresh deletes only comparisons, choose another folder"
+                f"{folder} holds {strangers[0]} but no compare.json; --fresh deletes only comparisons, "
+                "choose another folder"
             )
         return
     try:

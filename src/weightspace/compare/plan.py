@@ -217,8 +217,8 @@ def choose(trials: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Ch
 
     Args:
         trials: All trials of the plan.
-        scores: Mean validation accuracy and mean validation loss (infinite when diverged) of each. A diverged trial never
-            wins against one that did not diverge.
+        scores: Mean validation accuracy and mean validation loss (infinite when diverged) of each. A diverged trial
+            never wins against one that did not diverge.
 
     >>> trials = [Trial(0, {"lr": 0.1}), Trial(1, {"lr": 0.2}), Trial(2, {"lr": 0.4})]
     >>> choose(trials, [(0.8, 0.5), (0.9, 0.4), (0.9, 0.3)]).edge

@@ -60,7 +60,9 @@ class Rules:
             optimizer.register_step_post_hook(cast("Any", torch.compiler.disable(self._after_step))),
         ]
         # Before the user's own post-hooks: they may read or zero p.grad, which must be the loss gradient again.
-        cast("Any", optimizer)._optimizer_step_post_hooks.move_to_end(self._handles[1].id, last=False)
+        cast("Any", optimizer)._optimizer_step_post_hooks.move_to_end(  # noqa: SLF001  # torch has no way to register first
+            self._handles[1].id, last=False
+        )
         # A weak reference: the optimizer must not keep rules alive that the user dropped with `remove()`.
         setattr(optimizer, _ATTRIBUTE, weakref.ref(self))
 
@@ -345,9 +347,7 @@ def _refuse_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
             "inconsistent. Use a first-order optimizer such as SGD or AdamW."
         )
     if any(group.get("differentiable") for group in optimizer.param_groups):
-        raise AttachError(
-            "The optimizer has differentiable=True; a rule writes into buffers and would cut its graph: set it to False."
-        )
+        raise AttachError("The optimizer has differentiable=True; a rule would cut its graph: set it to False.")
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() needs the model, a torch.nn.Module, second; got {type(model)}.")
     current = getattr(optimizer, _ATTRIBUTE, lambda: None)()
