@@ -245,6 +245,7 @@ def test_unfreezing_casting_and_relayout_after_attach_keep_the_rule_in_force():
     rules = ws.attach(optimizer, model, ChannelL2())
     assert "2.weight" not in [r.info.name for r in rules.table().routed]
     model[2].weight.requires_grad_(True)
+    assert "2.weight" in rules.state_dict()["routes"]
     for change in (lambda m: m, lambda m: m.double(), lambda m: m.to(memory_format=torch.channels_last)):
         change(model)
         optimizer.zero_grad()

@@ -64,7 +64,7 @@ def table_columns(comparison: Comparison) -> list[str]:
     """Column headings, matching `table_row`."""
     paths = _paths(comparison)
     settings = path_words(paths[0]) if len(paths) == 1 else "settings"
-    level = f"{comparison.level:.0%}"
+    level = f"{100 * comparison.level:g}%"
     return [
         *("arm", settings, "test accuracy, %", f"{level} interval", "n", "difference, points", f"{level} interval"),
         *("p (Holm)", "diverged", "ms/step", "time ratio"),
@@ -105,7 +105,7 @@ def table_notes(comparison: Comparison) -> list[str]:
     seeds = f"seeds 0 to {len(plan.final_seeds) - 1}" if len(plan.final_seeds) > 1 else "seed 0"
     edge = any(arm.choice is not None and arm.choice.edge for arm in comparison.arms)
     return [
-        f"Intervals: two-sided Student t, {comparison.level:.0%}, over n seeds ({seeds}, the same for every arm).",
+        f"Intervals: two-sided Student t, {100 * comparison.level:g}%, over n seeds ({seeds}, the same for every arm).",
         "Accuracy: on the test set, after the last epoch.",
         f"Differences: to {plan.settings.baseline}, seed by seed, in percentage points; intervals not adjusted.",
         "p: paired t-test with Holm's adjustment over all arms.",

@@ -116,7 +116,7 @@ def _points(difference: Estimate | None) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "no interval"
     return (
-        f"{100 * difference.mean:+.2f} percentage points, {difference.level:.0%} interval "
+        f"{100 * difference.mean:+.2f} percentage points, {100 * difference.level:g}% interval "
         f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
     )
 

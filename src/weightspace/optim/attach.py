@@ -70,6 +70,7 @@ class Rules:
 
     def table(self) -> RoutingTable:
         """Every parameter with its rules and views, or the reason why none. Prints itself."""
+        self._refresh()
         modes = {i.name: f"{len(b.infos)} × {b.mode}" for b in self._batches for i in b.infos}
         return RoutingTable(self.rules, self._routes, modes)
 
@@ -100,12 +101,14 @@ class Rules:
         """
         if self._is_removed:
             raise AttachError("These rules were removed, so there is nothing to verify; attach them again.")
+        self._refresh()
         checks = measure_properties(self.rules, self._batches, self._work)
         raise_if_broken(checks)
         return checks
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings and containers of these: nothing that needs unpickling."""
+        self._refresh()
         return {
             "version": _STATE_VERSION,
             "rules": [repr(r) for r in self.rules],
@@ -165,6 +168,11 @@ class Rules:
 
     # ------------------------------------------------------------------ the step
 
+    def _refresh(self) -> None:
+        """Routes anew if the optimizer's parameters changed since the last look."""
+        if not self._is_removed and [_facts(p) for p in _parameters(self.optimizer)] != self._known:
+            self._build(strict=False)
+
     def _build(self, *, strict: bool) -> None:
         """Routes parameters and allocates buffers; again when parameters are added, frozen, unfrozen, cast or moved."""
         self._work.clear()
@@ -190,8 +198,7 @@ class Rules:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._is_open = True
         self.restore_gradients()
-        if [_facts(p) for p in _parameters(optimizer)] != self._known:
-            self._build(strict=False)
+        self._refresh()
         # args[0] is the optimizer itself.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:

@@ -93,7 +93,7 @@ def write_report(run_dir: Path) -> Path:
 def _comparison_page(comparison: Comparison) -> Page:
     curves = {arm.arm.name: arm_curves(comparison, arm) for arm in comparison.arms}
     layers = [table for arm in comparison.arms if (table := arm_layers(comparison, arm)) is not None]
-    level = f"{comparison.level:.0%}"
+    level = f"{100 * comparison.level:g}%"
     with rc_context(STYLE):
         plots = [
             Plot(
