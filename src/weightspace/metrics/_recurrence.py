@@ -68,7 +68,7 @@ def solve(grad: torch.Tensor, smoothing: float, boundary: Boundary, out: torch.T
     """Writes `(I + smoothing * D^T D)^-1 grad` along dimension 1 into `out`.
 
     Args:
-        grad: `(batch, length, inner)`, float32 or float64; must not share memory with `out`.
+        grad: `(batch, length, inner)`, float32 or float64; may be `out` itself: a block is read before it is written.
         smoothing: lambda above 0.
         boundary: Ends of the difference operator D.
         out: Same shape as `grad`.

@@ -71,7 +71,7 @@ class Metric(Rule):
 
     def apply(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
         """`transform` with the house rules around it: 16-bit gradients are computed in float32, `keep_norm` holds."""
-        if grad.dtype in (torch.float16, torch.bfloat16):
+        if is_16_bit(grad):
             wide = work.lend("wide", tuple(grad.shape), torch.empty(0, dtype=torch.float32, device=grad.device))
             wide.copy_(grad)
             self.apply(wide, wide, layout, work)
@@ -118,6 +118,11 @@ class AxisMetric(Metric):
         if axes and math.prod(info.shape[a] for a in axes) == 1:
             return f"the {self.axis} axis has one element: nothing to act along"
         return None
+
+
+def is_16_bit(tensor: torch.Tensor) -> bool:
+    """True for the dtypes that rules compute in float32."""
+    return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
 def _norms(block: torch.Tensor, count: int) -> torch.Tensor:

@@ -98,8 +98,6 @@ class ChannelSobolev(AxisMetric):
         if self.permutation_seed is not None:
             forward, backward = _permutation(self.permutation_seed, length, grad.device)
             source = grad.index_select(1, forward)
-        elif out.data_ptr() == grad.data_ptr():
-            source = work.lend("copy", tuple(grad.shape), grad).copy_(grad)
         if self.order == "H1":
             solve(source, self.strength, self.boundary, out)
         else:

@@ -9,6 +9,7 @@ from weightspace.errors import AttachError
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.stacking import Batch, Workspace
 from weightspace.metrics import Layout, Metric, mean_energy
+from weightspace.metrics.base import is_16_bit
 
 Swap = tuple[nn.Parameter, torch.Tensor, torch.Tensor]  # parameter, its gradient, the buffer that stands in
 Measured = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by parameter name: rho, shrinkage
@@ -97,7 +98,7 @@ class BatchTransform:
 
 def _witness(out: torch.Tensor) -> torch.Tensor:
     """A slice that is finite only if all of `out` is: each entry mixes all entries along the metric's axis."""
-    if out.dtype in (torch.float16, torch.bfloat16):
+    if is_16_bit(out):
         return out.abs().amax().reshape(1)  # rounding back to 16 bits can overflow at any single entry
     return out[:, 0].reshape(-1)
 
@@ -105,7 +106,7 @@ def _witness(out: torch.Tensor) -> torch.Tensor:
 def _energy(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """rho and norm of each weight in `(count, batch, length, inner)`, in at least float32."""
     count = blocks.shape[0]
-    wide = blocks.float() if blocks.dtype in (torch.float16, torch.bfloat16) else blocks
+    wide = blocks.float() if is_16_bit(blocks) else blocks
     return mean_energy(wide.flatten(0, 1), count), torch.linalg.vector_norm(wide.reshape(count, -1), dim=1)
 
 
@@ -116,7 +117,7 @@ def _note(
     blocks: torch.Tensor,
 ) -> None:
     rho, norms = before
-    wide = blocks.float() if blocks.dtype in (torch.float16, torch.bfloat16) else blocks
+    wide = blocks.float() if is_16_bit(blocks) else blocks
     after = torch.linalg.vector_norm(wide.reshape(len(infos), -1), dim=1)
     shrinkage = torch.where(norms > 0, after / norms, torch.ones_like(norms))
     for k, info in enumerate(infos):

@@ -301,15 +301,7 @@ def attach(
         >>> model[0].weight.flatten().tolist(), model[0].weight.grad.flatten().tolist()
         ([-1.5, -2.5], [1.0, 3.0])
     """
-    if not rules:
-        raise RuleError("attach() got no rule; pass at least one, such as ws.metrics.ChannelL2().")
-    for rule in rules:
-        if not isinstance(rule, Metric):
-            raise RuleError(f"attach() got {rule!r}, which is no rule; pass instances such as ChannelL2().")
-        if rule.on is not None and not isinstance(rule.on, Selection):
-            raise RuleError(f"{type(rule).__name__} got on={rule.on!r}; pass a selection such as ws.on.convs.")
-    if len(set(rules)) < len(rules):
-        raise RuleError(f"attach() got the same rule twice: {', '.join(map(str, rules))}; give each rule once.")
+    _refuse_rules(rules)
     if measure_every is not None and (not isinstance(measure_every, int) or measure_every < 1):
         raise RuleError(
             f"attach() got measure_every={measure_every!r}; it counts steps and must be at least 1, or None."
@@ -327,6 +319,18 @@ def attach(
         inplace=inplace,
         batching=batching,
     )
+
+
+def _refuse_rules(rules: tuple[Rule, ...]) -> None:
+    if not rules:
+        raise RuleError("attach() got no rule; pass at least one, such as ws.metrics.ChannelL2().")
+    for rule in rules:
+        if not isinstance(rule, Metric):
+            raise RuleError(f"attach() got {rule!r}, which is no rule; pass instances such as ChannelL2().")
+        if rule.on is not None and not isinstance(rule.on, Selection):
+            raise RuleError(f"{type(rule).__name__} got on={rule.on!r}; pass a selection such as ws.on.convs.")
+    if len(set(rules)) < len(rules):
+        raise RuleError(f"attach() got the same rule twice: {', '.join(map(str, rules))}; give each rule once.")
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
