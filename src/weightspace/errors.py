@@ -45,3 +45,7 @@ class RunError(WeightspaceError, RuntimeError):
 
 class DivergenceError(WeightspaceError, ArithmeticError):
     """Training produced a non-finite loss or gradient; what was reached before is on disk."""
+
+
+class OperatorError(WeightspaceError, ValueError):
+    """A layer is no linear map that can be analyzed, or a question is too large for the exact method."""
