@@ -1,7 +1,7 @@
 """Gradient metrics: which gradient represents the derivative of the loss.
 
 `ChannelL2` and `ChannelSobolev` are the method of channel-directed gradients; `GradientCentralization` and
-`LaplacianSmoothing` are baselines. Attach any of them to any torch optimizer with `weightspace.attach`.
+`LaplacianSmoothing` are baselines. Attach any of them to a torch optimizer with `weightspace.attach`.
 """
 
 import torch
