@@ -2,8 +2,8 @@
 
 `python docs/_results_page.py docs/results/channel-directed.md runs/fashion-mnist-vgg runs/cifar10-vgg ...` puts each
 comparison's `table.md` between the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->` of the page, NAME being the
-folder's name, and its plots and `table.json` into a folder beside the page. With `--without-times` first, the columns of
-times are left out: for runs on a machine that did other work too.
+folder's name, and its plots and `table.json` into a folder beside the page. With `--without-times` first, the columns
+of times are left out: for runs on a machine that did other work too.
 """
 
 from __future__ import annotations
