@@ -112,7 +112,7 @@ def batching_rows() -> list[tuple[int, float, float, float]]:
 
             def call(rules: ws.Rules = rules) -> None:
                 with torch.no_grad():
-                    rules._swap()  # noqa: SLF001  # the rule alone, without the optimizer's arithmetic
+                    rules._swap(rules.optimizer)  # noqa: SLF001  # the rule alone, without the optimizer's arithmetic
                     rules.restore_gradients()
 
             steps[batching] = call

@@ -18,11 +18,12 @@ import weightspace
 
 PACKAGE = Path(weightspace.__file__).parent
 
-# room -> rooms it may import besides itself and `errors`. A new room starts with a row here.
+# room -> rooms it may import besides itself and GROUND. A new room starts with a row here.
 ARROWS: dict[str, frozenset[str]] = {
     room: frozenset(targets.split())
     for room, targets in {
         "errors": "",
+        "precision": "",
         "kernels": "",
         "operators": "",
         "on": "kernels",
@@ -40,6 +41,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "report": "training compare",
     }.items()
 }
+GROUND = ("errors", "precision")  # what every room may import
 UPPER = ("training", "compare", "report", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
 HEAVY = ("lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "weightspace.training")
@@ -106,7 +108,7 @@ def import_problems(root: Path) -> Iterator[str]:
 
 def refusal(room: str, target: str) -> str | None:
     """Why `room` may not import `target`; None if it may."""
-    if target in {room, "errors"} or room in {"cli", "__main__"} or room not in {FACE, *ARROWS}:
+    if target in {room, *GROUND} or room in {"cli", "__main__"} or room not in {FACE, *ARROWS}:
         return None
     if target in UPPER and room not in UPPER:
         return f"nothing below training/ may import {target}"

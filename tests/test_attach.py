@@ -8,59 +8,21 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import weightspace as ws
+from small_training import OPTIMIZERS, backward, batch, make_model, manual_steps, weights
 from weightspace.errors import AttachError, NonFiniteGradientError, RuleError, SelectionError, VerificationError
-from weightspace.metrics import ChannelL2, ChannelSobolev, GradientCentralization, transform_gradient
-
-
-def make_model(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(24, 3)
-    )
-
-
-def batch(step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(step)
-    return torch.randn(4, 2, 8, 8, generator=g), torch.randint(3, (4,), generator=g)
-
-
-def backward(model: nn.Module, step: int = 0) -> torch.Tensor:
-    x, y = batch(step)
-    loss = nn.functional.cross_entropy(model(x), y)
-    loss.backward()
-    return loss
-
-
-def weights(model: nn.Module) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def manual_steps(metric, make_optimizer, steps: int = 3) -> list[torch.Tensor]:
-    """The same training by hand: the gradient is overwritten before each step."""
-    model = make_model()
-    optimizer = make_optimizer(model.parameters())
-    for k in range(steps):
-        optimizer.zero_grad()
-        backward(model, k)
-        for m in (model[0], model[2], model[4]):
-            m.weight.grad = transform_gradient(metric, m.weight.grad)
-        optimizer.step()
-    return weights(model)
-
-
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2),
-    "SGD foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
-    "SGD fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2),
-    "Adam amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-2),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-2),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
-    "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-2),
-}
+from weightspace.kernels import describe, view_of
+from weightspace.metrics import (
+    ChannelL2,
+    ChannelSobolev,
+    GradientCentralization,
+    LaplacianSmoothing,
+    Layout,
+    transform_gradient,
+)
+from weightspace.optim._transform import _witness
 
 
 @pytest.mark.parametrize("batching", ["auto", "single", "stacked"])
@@ -92,7 +54,7 @@ def test_inplace_gives_the_same_weights_and_no_buffers():
         g = model[2].weight.grad.clone()
         optimizer.step()
         assert not torch.equal(model[2].weight.grad, g)
-    assert all(b.block.numel() == 0 for b in rules._batches)
+    assert all(b.block.numel() == 0 for b in rules._plan.batches)
     for got, expected in zip(weights(model), manual_steps(ChannelL2(smoothing=3.0), OPTIMIZERS["SGD"]), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
@@ -161,16 +123,20 @@ def test_parameters_without_gradient_are_left_alone():
 def test_schedulers_and_param_groups_work():
     model = make_model()
     optimizer = torch.optim.SGD(
-        [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2:].parameters()}], lr=0.1
+        [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2:].parameters(), "weight_decay": 0.1}], lr=0.1
     )
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
     rules = ws.attach(optimizer, model, ChannelL2())
     start = weights(model)
+    expected = start[2].clone()
     for k in range(2):
         optimizer.zero_grad()
         backward(model, k)
+        gradient = transform_gradient(ChannelL2(), model[2].weight.grad)
+        expected -= 0.1 ** (k + 1) * (gradient + 0.1 * expected)  # weight decay is not smoothed
         optimizer.step()
         scheduler.step()
+        torch.testing.assert_close(model[2].weight, expected)
     assert rules.steps == 2
     assert torch.equal(model[0].weight, start[0])
     assert optimizer.param_groups[1]["lr"] == pytest.approx(1e-3)
@@ -459,39 +425,6 @@ def test_verify_measures_every_layout_and_catches_a_wrong_metric(monkeypatch):
             rules.verify()
 
 
-def test_distributed_data_parallel_wrapper_is_seen_through(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model = make_model()
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        optimizer = OPTIMIZERS["SGD"](wrapped.parameters())
-        ws.attach(optimizer, wrapped, ChannelL2(smoothing=3.0))
-        for k in range(3):
-            optimizer.zero_grad()
-            backward(wrapped, k)
-            optimizer.step()
-        expected = manual_steps(ChannelL2(smoothing=3.0), OPTIMIZERS["SGD"])
-        for got, want in zip(weights(model), expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_sharded_weights_are_refused_by_name(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        model = make_model()
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(AttachError, match=r"0\.weight is a sharded DTensor"):
-            ws.attach(optimizer, model, ChannelL2())
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 # --------------------------------------------------------------------------- hooks within hooks
 
 
@@ -553,3 +486,251 @@ def test_differentiable_optimizers_and_removed_rules_are_refused():
     rules.remove()
     with pytest.raises(AttachError, match="removed"):
         rules.verify()
+
+
+# --------------------------------------------------------------------------- more optimizers
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", ["Muon", "Adafactor", "Adamax", "ASGD"])
+def test_the_rest_of_torchs_optimizers_too(name, inplace):
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+    metric = ChannelL2(smoothing=3.0, on=ws.on.linears)
+    results = []
+    for by_hand in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(6, 6, bias=False) for _ in range(3)])  # Muon takes matrices only
+        optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.02)
+        if not by_hand:
+            ws.attach(optimizer, model, metric, inplace=inplace)
+        for k in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6, generator=torch.Generator().manual_seed(k))).square().sum().backward()
+            if by_hand:
+                for p in model.parameters():
+                    p.grad = transform_gradient(metric, p.grad)
+            optimizer.step()
+        results.append(weights(model))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_closure", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_two_metrics_in_every_precision_with_and_without_closure(inplace, with_closure, dtype):
+    model = make_model().to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ws.attach(optimizer, model, GradientCentralization(), ChannelL2(smoothing=3.0), inplace=inplace)
+    for k in range(2):
+        start, seen = weights(model), []
+
+        def closure(k: int = k, seen: list = seen):
+            optimizer.zero_grad()
+            x, y = batch(k)
+            loss = nn.functional.cross_entropy(model(x.to(dtype)), y)
+            loss.backward()
+            seen.append(model[2].weight.grad.clone())
+            return loss
+
+        if with_closure:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+        once = transform_gradient(GradientCentralization(), seen[0])
+        expected = start[2] - 0.1 * transform_gradient(ChannelL2(smoothing=3.0), once)
+        torch.testing.assert_close(model[2].weight, expected)
+        assert torch.equal(model[2].weight.grad, seen[0]) != inplace
+
+
+def test_gradients_of_another_dtype_than_the_weight():
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), nn.Conv2d(6, 6, 3, bias=False), nn.Conv2d(6, 2, 1)).bfloat16()
+    if not hasattr(model[0].weight, "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ws.attach(optimizer, model, ChannelL2())
+    for layer in (0, 1):
+        weight = model[layer].weight
+        weight.grad_dtype = torch.float32  # after attach: buffers follow
+        weight.grad = torch.randn(weight.shape)
+    start, grads = weights(model), [m.weight.grad.clone() for m in model[:2]]
+    optimizer.step()
+    for layer, grad in enumerate(grads):
+        expected = start[layer].clone().add_(transform_gradient(ChannelL2(), grad), alpha=-0.1)
+        assert torch.equal(model[layer].weight, expected)
+        assert torch.equal(model[layer].weight.grad, grad)
+    model[0].weight.grad = None
+    model[0].weight.grad_dtype = None  # any
+    model[0].weight.grad = grads[0].double()
+    start = weights(model)
+    with pytest.raises(AttachError, match=r"gradient of 0\.weight is torch\.float64, its stand-in torch\.bfloat16"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), start, strict=True))
+
+
+# --------------------------------------------------------------------------- inplace: all or nothing
+
+
+@pytest.mark.parametrize("bad", ["layout", "sparse"])
+def test_inplace_transforms_all_gradients_or_none(bad):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ws.attach(optimizer, model, ChannelL2(), inplace=True)
+    backward(model)
+    grad = model[4].weight.grad
+    model[4].weight.grad = grad.to_sparse() if bad == "sparse" else grad.to(memory_format=torch.channels_last)
+    first, start = model[0].weight.grad.clone(), weights(model)
+    with pytest.raises(AttachError, match=r"gradient of 4\.weight (is sparse|has strides)"):
+        optimizer.step()
+    assert torch.equal(model[0].weight.grad, first)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), start, strict=True))
+
+
+def test_inplace_overflow_on_the_way_back_to_16_bits_is_caught():
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), nn.Flatten(), nn.Linear(6, 2)).half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ws.attach(optimizer, model, ChannelL2(smoothing=0.1), inplace=True)
+    model[0].weight.grad = torch.zeros_like(model[0].weight)
+    model[0].weight.grad[3] = 40000.0
+    start = weights(model)
+    with pytest.raises(NonFiniteGradientError, match=r"overflowed .* no weight was changed.*zero_grad\(\)"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), start, strict=True))
+
+
+@pytest.mark.parametrize(
+    "metric", [ChannelL2(), ChannelSobolev(), ChannelSobolev(axis="in"), GradientCentralization(), LaplacianSmoothing()],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_bad_entry_shows_in_the_witness(metric, dtype):
+    for place in [(0, 0, 0, 0), (39, 2, 1, 1), (17, 1, 0, 2)]:
+        for bad in (math.nan, math.inf, -math.inf):
+            grad = torch.randn(40, 3, 2, 3).to(dtype)
+            assert _witness(view_as_metric(metric, transform_gradient(metric, grad))).isfinite().all()
+            grad[place] = bad
+            assert not _witness(view_as_metric(metric, transform_gradient(metric, grad))).isfinite().all()
+
+
+def view_as_metric(metric, tensor):
+    conv = nn.Conv2d(3, 40, (2, 3), bias=False)
+    return view_of(describe(conv)[0], metric.view, tensor)(tensor)
+
+
+# --------------------------------------------------------------------------- the model changes
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("how", ["parametrize", "prune"])
+def test_a_weight_that_is_parametrized_after_attach_is_refused(how):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rules = ws.attach(optimizer, model, ChannelL2())
+    if how == "parametrize":
+        parametrize.register_parametrization(model[2], "weight", Double())
+    else:
+        prune.l1_unstructured(model[2], "weight", 0.5)
+    backward(model)
+    start = weights(model)
+    for _ in range(2):
+        with pytest.raises(AttachError, match=r"ChannelL2\(\) acted on 2\.weight and cannot any more: .*remove\(\)"):
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), start, strict=True))
+    rules.remove()
+    again = ws.attach(optimizer, model, ChannelL2())
+    assert [r.info.name for r in again.table().routed] == ["0.weight", "4.weight"]
+    optimizer.step()
+
+
+def test_freezing_in_turn_keeps_the_buffers():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rules = ws.attach(optimizer, model, ChannelL2(), measure_every=1)
+    memory = [b.data_ptr() for b in rules._plan._blocks.values()]
+    for k in range(6):
+        model[4].weight.requires_grad_(k % 2 == 1)
+        optimizer.zero_grad()
+        start = weights(model)
+        backward(model, k)
+        optimizer.step()
+        assert ("4.weight" in rules.measurements) == (k % 2 == 1)
+        for place, layer in ((2, 2), (4, 4))[: 1 + k % 2]:
+            expected = start[place] - 0.1 * transform_gradient(ChannelL2(), model[layer].weight.grad)
+            torch.testing.assert_close(model[layer].weight, expected)
+        assert [b.data_ptr() for b in rules._plan._blocks.values()] == memory
+    assert len(rules._plan._routings) == 2
+
+
+# --------------------------------------------------------------------------- options and measured properties
+
+
+@pytest.mark.parametrize(
+    "options", [{"measure_every": True}, {"check_finite": 1}, {"check_finite": None}, {"inplace": "yes"}], ids=str
+)
+def test_options_of_the_wrong_type_are_refused(options):
+    model = make_model()
+    (name,) = options
+    with pytest.raises(RuleError, match=f"attach\\(\\) got {name}="):
+        ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, ChannelL2(), **options)
+
+
+def test_a_closure_that_cannot_be_called_is_refused():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ws.attach(optimizer, model, ChannelL2())
+    loss = backward(model)
+    with pytest.raises(AttachError, match=r"optimizer\.step\(\) got tensor.*cannot be called"):
+        optimizer.step(loss)
+    optimizer.step()
+
+
+def test_verify_catches_a_norm_that_is_not_kept_and_a_stack_that_mixes_weights(monkeypatch):
+    model = make_model()
+    rules = ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, ChannelL2(keep_norm=True), batching="stacked")
+    said = [c.what for c in rules.verify()]
+    assert len(said) == 5  # two layouts: equation and norm; the one of two weights: stack too
+    original = ChannelL2.apply
+
+    def wrong_norm(self, grad, out, layout, work):
+        original(self, grad, out, layout, work)
+        if self.keep_norm:
+            out.mul_(1.01)
+
+    def mixed(self, grad, out, layout, work):
+        original(self, grad, out, Layout(1, layout.grid), work)  # one norm for the whole stack
+
+    for wrong, what in ((wrong_norm, "keep_norm gives"), (mixed, "stacked weights get")):
+        monkeypatch.setattr(ChannelL2, "apply", wrong)
+        with pytest.raises(VerificationError, match=what):
+            rules.verify()
+
+
+def test_removed_rules_say_so():
+    model = make_model()
+    rules = ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, ChannelL2())
+    rules.remove()
+    rules.remove()  # twice does no harm
+    assert repr(rules) == "<Rules ChannelL2(), removed>"
+    for ask in (rules.table, rules.verify, rules.state_dict):
+        with pytest.raises(AttachError, match="rules were removed"):
+            ask()
+
+
+def test_reading_measurements_synchronizes_once(monkeypatch):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rules = ws.attach(optimizer, model, ChannelL2(), measure_every=1)
+    backward(model)
+    optimizer.step()
+    reads = []
+    for name in ("__float__", "item", "tolist"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, f=original: (reads.append(t), f(t))[1])
+    assert len(rules.measurements) == 3
+    assert len(reads) == 1

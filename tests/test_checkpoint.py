@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from test_files import file_size_limit
 from weightspace.errors import RunError
 from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
 
@@ -112,6 +113,19 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"step": 1}, fingerprint="f")
     with pytest.raises(RunError, match="written with other settings or another seed"):
         load_checkpoint(tmp_path, fingerprint="g")
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"w": torch.ones(10)}, fingerprint="f")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*2\.safetensors: file too large; checkpoint-000000001\S+ stays"),
+        file_size_limit(2000),
+    ):
+        save_checkpoint(tmp_path, 2, {"w": torch.ones(1000)}, fingerprint="f")
+    assert names(tmp_path) == ["checkpoint-000000001.safetensors"]
+    delete_checkpoints(tmp_path)
+    with pytest.raises(RunError, match="file too large; nothing is saved yet"), file_size_limit(2000):
+        save_checkpoint(tmp_path, 2, {"w": torch.ones(1000)}, fingerprint="f")
 
 
 @pytest.mark.parametrize("value", [object(), {1.5: 2}, {True: 1}, b"bytes"])

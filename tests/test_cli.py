@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_train_then_train_again(recipe: Path, tmp_path: Path) -> None:
     assert "already finished" in err
     code, _, err = call("train", recipe, "--out", folder, "--seed", 4)
     assert code == 2
-    assert "other settings or another seed" in error_line(err)
+    assert "holds another run (seed: 3 -> 4)" in error_line(err)
     assert "--out" in err
     assert "--fresh" in err
     assert (folder / "result.json").read_bytes() == before
@@ -202,33 +203,40 @@ def test_without_the_extra_one_sentence_says_what_to_install() -> None:
     assert error_line(done.stderr).endswith('run: pip install "weightspace[train]"\n')
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
-def test_interrupted_and_resumed(recipe: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    folder = tmp_path / "run"
-    arguments = ["train", recipe, "--out", folder, "--accelerator", "cpu", *LONG]
+def train_until(folder: Path, arguments: list[str], number: signal.Signals) -> tuple[int, str]:
+    """Run a command until it has saved a new checkpoint, send the signal; (exit code, stderr)."""
+    before = set(folder.glob("checkpoint-*"))
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=environment())
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 90
+    while not set(folder.glob("checkpoint-*")) - before and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "the state is saved in" in error_line(err)
-    metrics = folder / "metrics.jsonl"
-    records = metrics.read_text()
-    step = int(max(folder.glob("checkpoint-*")).stem.removeprefix("checkpoint-"))
-    assert f"stopped at step {step} of" in err
-    # the same command goes on: the records before the stop stay as they are
-    done = command(*arguments, "--resume")
-    again = subprocess.Popen(done, stderr=subprocess.PIPE, text=True, env=environment())
-    while len(metrics.read_text()) <= len(records) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    again.kill()
-    again.communicate()
-    assert metrics.read_text().startswith(records)
+    _, err = process.communicate(timeout=90)
+    return process.returncode, err
+
+
+def newest_step(folder: Path) -> int:
+    return int(max(folder.glob("checkpoint-*")).stem.removeprefix("checkpoint-"))
+
+
+def test_interrupted_and_resumed_by_the_command_that_the_message_names(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["train", str(recipe), "--out", str(folder), "--accelerator", "cpu", "--fresh", *LONG]
+    code, err = train_until(folder, options, signal.SIGINT)
+    assert code == 130
+    first = newest_step(folder)
+    assert f"stopped at step {first} of" in error_line(err)
+    assert f"the state is saved in {folder}; go on with: weightspace train " in err
+    records = (folder / "metrics.jsonl").read_text()
+    program, *words = shlex.split(err.partition("go on with: ")[2])
+    assert program == "weightspace"
+    code, err = train_until(folder, words, signal.SIGTERM)
+    assert code == 143
+    assert newest_step(folder) > first
+    assert (folder / "metrics.jsonl").read_text().startswith(records)  # it went on: what was there stays as it is
+    assert shlex.split(err.partition("go on with: ")[2]) == [program, *words]
+    (resumed,) = read_json(folder / "run.json")["resumed"]
+    assert resumed["step"] == first
 
 
 def test_compare_end_to_end(recipe: Path, tmp_path: Path) -> None:
@@ -264,6 +272,39 @@ def test_the_trained_weights_load_into_the_model(recipe: Path, tmp_path: Path) -
     model = build_model("vgg", in_channels=1, image_size=8, num_classes=10, **options)
     model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def test_compare_refuses_before_it_touches_anything(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    gone = ["--set", "data.name=folder", "--set", f"data.root={tmp_path / 'gone'}"]
+    for arguments, sentence in [
+        (["--accelerator", "gpuu"], "cannot use the accelerator 'gpuu'"),
+        (["--set", "compare.arms.ChannelL2.set={data.test_size: 30}"], "sets data.test_size to 30 (the recipe: 60)"),
+        (gone, "gone"),  # the data are loaded once before any worker starts
+    ]:
+        code, _, err = call("compare", recipe, "--out", folder, *arguments)
+        assert code == 2, arguments
+        assert sentence in error_line(err), arguments
+        assert not (folder / "compare.json").exists()
+        assert not (folder / "arms").exists()
+    assert call("compare", recipe, "--out", "")[0] == 2
+
+
+def test_compare_logs_every_run_and_a_corrected_recipe_takes_the_folder(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    small = ["--out", folder, "--workers", 1, "--accelerator", "cpu", "--set", "compare.tune=null"]
+    small += ["--set", "compare.seeds=1", "--set", "train.epochs=1"]
+    run = command("compare", recipe, *small, "--fresh", "--set", "train.batch_size=5000")
+    failed = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False, timeout=120)
+    assert failed.returncode == 2
+    assert failed.stderr.count("error: ") == 1
+    assert "the same command without --fresh continues" in failed.stderr
+    run = command("compare", recipe, *small)
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "[1/2] " in done.stderr
+    assert "[2/2] " in done.stderr
+    assert "error" not in done.stderr
 
 
 def test_fresh_deletes_nothing_but_an_idle_comparison(recipe: Path, tmp_path: Path) -> None:

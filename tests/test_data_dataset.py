@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -29,6 +30,19 @@ def tiny(train=60, test=30, classes=3, size=4):
 
 def numbers(images):
     return (images[:, 0, 0, 0].long() + 256 * images[:, 0, 0, 1].long()).tolist()
+
+
+def test_the_check_sum_is_that_of_every_byte():
+    data = tiny(train=6, test=3)
+    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    expected = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+    assert data.checksum == f"sha256:{expected}"
+    for name, position in (("train_images", (5, 0, 3, 3)), ("train_labels", 0), ("test_images", 0), ("test_labels", 0)):
+        changed = getattr(data, name).clone()
+        changed[position] ^= 1
+        assert replace(data, **{name: changed}).checksum != data.checksum
+    turned = data.train_images.transpose(2, 3).contiguous().transpose(2, 3)  # equal values, other strides
+    assert replace(data, train_images=turned).checksum == data.checksum
 
 
 def test_properties():

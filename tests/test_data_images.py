@@ -6,15 +6,14 @@ import io
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from weightspace.errors import DataError
 from weightspace.training.data import cache, load_data
-
-Image = pytest.importorskip("PIL.Image")
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)

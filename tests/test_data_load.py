@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import struct
 import threading
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from weightspace.errors import DataError
 from weightspace.training.data import DATASETS, load_data
@@ -62,12 +66,6 @@ def value_found(**options):
 
 
 def put_tables(folder, value, suffix="parquet"):
-    pa = pytest.importorskip("pyarrow")
-    Image = pytest.importorskip("PIL.Image")
-    import io
-
-    import pyarrow.parquet as pq
-
     buffer = io.BytesIO()
     Image.fromarray(np.full((28, 28), value, np.uint8)).save(buffer, "PNG")
     table = pa.table({"image": [{"bytes": buffer.getvalue(), "path": None}], "label": [3]})

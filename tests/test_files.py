@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,28 @@ from hypothesis import strategies as st
 
 from weightspace.errors import RunError
 from weightspace.training.files import (
-    JsonLines,
+    delete_leftovers,
     ensure_writable_folder,
     finite,
-    keep_first_records,
     read_json,
-    read_json_lines,
     replacing,
     write_json_atomically,
     write_text_atomically,
 )
+from weightspace.training.json_lines import JsonLines, keep_first_records, read_json_lines, read_whole_lines
+from weightspace.training.lock import locked
+
+
+@contextmanager
+def file_size_limit(size: int) -> Generator[None, None, None]:
+    """Files of this process cannot grow beyond `size` bytes: as near to a full disk as a test can come."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -65,7 +79,8 @@ def test_writing_below_a_file_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(b'{"a": 1', "damaged"), (b"[1]", "JSON object, not a list"), (b"\xff\xfe", "damaged")]
+    ("content", "sentence"),
+    [(b'{"a": 1', "damaged"), (b"[1]", "JSON object, not a list"), (b"\xff\xfe", "damaged"), (b"[" * 99999, "damaged")],
 )
 def test_damaged_json_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "result.json"
@@ -105,21 +120,75 @@ def test_no_file_reads_as_no_records(tmp_path: Path) -> None:
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(RunError, match="damaged at line 2"):
+    path.write_bytes(b'{"step": 1}\n{"st\n\xff\xfe\n{"step": 3}\n')
+    with pytest.raises(RunError, match=r"damaged at line 2 \(not JSON\) and 1 more lines"):
         read_json_lines(path)
+    assert read_whole_lines(path)[0] == [{"step": 1}, {"step": 3}]
     path.write_text("[1]\n")
-    with pytest.raises(RunError, match="line 1 should be a JSON object"):
+    with pytest.raises(RunError, match=r"damaged at line 1 \(no JSON object\)"):
         read_json_lines(path)
+    with pytest.raises(RunError, match="cannot read"):
+        read_json_lines(tmp_path)
 
 
 def test_keep_first_records(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(4)) + '{"st')
-    with pytest.raises(RunError, match="holds 4 records but 5 were written"):
-        keep_first_records(path, 5)
-    keep_first_records(path, 2)
+    assert keep_first_records(path, 2) == 2
     assert read_json_lines(path) == [{"step": 0}, {"step": 1}]
+
+
+def test_lost_records_are_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with pytest.warns(RuntimeWarning, match=r"metrics.jsonl has lost 3 of 3 records; the run goes on without them"):
+        assert keep_first_records(path, 3) == 0
+    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.warns(
+        RuntimeWarning, match=r"has lost 1 of 3 records: it is damaged at line 2 \(not JSON\); the run goes"
+    ):
+        assert keep_first_records(path, 3) == 2
+    assert read_json_lines(path) == [{"step": 0}, {"step": 2}]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with JsonLines(tmp_path / "metrics.jsonl") as lines, Path("/dev/full").open("a", encoding="utf-8") as full:
+        monkeypatch.setattr(lines, "_stream", full)  # refuses every byte
+        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: no space left on device"):
+            lines.write({"step": 1})
+        lines.close()
+    with pytest.raises(RunError, match=r"cannot write .*r\.txt: file too large"), file_size_limit(1000):
+        write_text_atomically(tmp_path / "r.txt", "x" * 2000)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
+    keep = ["result.json", ".report.html.7-0badcafe.tmp", "my.tmp", ".result.json.mine"]
+    for name in (*keep, ".result.json.7-0badcafe.tmp", ".checkpoint-000000002.safetensors.7-0badcafe.tmp"):
+        (tmp_path / name).touch()
+    delete_leftovers(tmp_path, "result.json", "checkpoint-*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(keep)
+
+
+def test_the_lock_is_held_by_one_and_given_back(tmp_path: Path) -> None:
+    with locked(tmp_path / "run", "training"):
+        with (
+            pytest.raises(RunError, match=r"another process is training in .*run; wait for it, or choose another"),
+            locked(tmp_path / "run", "training"),
+        ):
+            pass
+        with locked(tmp_path / "other", "training"):
+            pass
+    with locked(tmp_path / "run", "training"):
+        pass
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(RuntimeWarning, match=r"cannot be locked \(operation not supported\)"), locked(tmp_path, "x"):
+        (tmp_path / "used").touch()
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
@@ -134,16 +203,6 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         ensure_writable_folder(tmp_path / "file")
     with pytest.raises(RunError, match="is a file"):
         ensure_writable_folder(tmp_path / "file" / "below")
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(RunError, match="permission denied"):
-            ensure_writable_folder(tmp_path / "run")
-    finally:
-        tmp_path.chmod(0o700)
 
 
 def test_the_reason_of_the_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

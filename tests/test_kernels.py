@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -156,10 +158,14 @@ def test_views_share_memory_and_hold_the_right_lines(c_out, c_in, taps, view_nam
     if last and len(taps) == 2:
         module = module.to(memory_format=torch.channels_last)
     info = describe(module)[0]
+    refusal = ""
     try:
         view = view_of(info, view_name)
-    except SelectionError:
-        return  # refused with a reason: covered below
+    except SelectionError as error:
+        refusal = str(error)
+    if refusal:
+        assert is_refused_rightly(info, view_name, refusal), refusal
+        return
     tensor = torch.empty_like(info.parameter)
     tensor.copy_(torch.arange(tensor.numel()).view(info.shape))
     block = view(tensor)
@@ -167,6 +173,23 @@ def test_views_share_memory_and_hold_the_right_lines(c_out, c_in, taps, view_nam
     assert block.shape == view.shape
     got = {tuple(sorted(int(x) for x in line)) for b in block for line in b.T}
     assert got == elements_along(info, view_name)
+
+
+def is_refused_rightly(info, view_name, sentence):
+    """The refusals there are, each only where no view could be given."""
+    weight = info.parameter
+    if "no spatial taps" in sentence:
+        return view_name in ("spatial", "slice") and weight.ndim == 2
+    if "no slice view" in sentence:
+        return view_name == "slice" and (weight.ndim != 4 or 1 in weight.shape or not weight.is_contiguous())
+    if "does not fit its strides" in sentence:
+        # Somewhere the elements of a line are not evenly spaced in memory.
+        memory = torch.empty_strided(weight.shape, weight.stride(), dtype=torch.long)
+        offsets = torch.arange(weight.numel()).as_strided(weight.shape, weight.stride())
+        place = memory.copy_(offsets).contiguous().flatten()
+        lines = [sorted(int(place[e]) for e in line) for line in elements_along(info, view_name)]
+        return any(len({b - a for a, b in itertools.pairwise(line)}) > 1 for line in lines)
+    return False
 
 
 def test_views_without_an_axis_are_refused_with_a_reason():
@@ -279,9 +302,124 @@ def test_workspace_lends_the_same_memory_again():
     assert work.lend("y", (4, 5), torch.zeros(1)).data_ptr() != a.data_ptr()
 
 
-def test_deepcopy_of_a_model_with_rules_is_a_plain_model():
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ws.attach(optimizer, model, ChannelL2())
-    twin = copy.deepcopy(model)
-    assert twin.state_dict().keys() == model.state_dict().keys()
+# --------------------------------------------------------------------------- names and places
+
+
+def test_a_module_that_is_registered_twice_shows_both_names():
+    model = nn.Module()
+    model.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False))
+    model.decoder = model.encoder
+    model.out = nn.Linear(4, 2)
+    model.alias = model.out
+    by_name = {i.name: i for i in describe(model)}
+    assert list(by_name) == ["encoder.0.weight", "encoder.1.weight", "out.weight", "out.bias"]
+    assert by_name["encoder.0.weight"].aliases == ("decoder.0.weight",)
+    assert by_name["out.weight"].aliases == ("alias.weight",)
+    assert by_name["out.weight"].is_head
+    rules = ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, ChannelL2(on=ws.on.name("decoder.0")))
+    assert "= decoder.0.weight" in str(rules.table())
+
+
+def test_compiled_submodules_keep_their_names_even_when_parametrized():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(3, 2))
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    expected = [(i.name, i.kind, i.role, i.is_parametrized) for i in describe(model)]
+    model[0] = torch.compile(model[0])
+    assert [(i.name, i.kind, i.role, i.is_parametrized) for i in describe(model)] == expected
+    assert ("0.parametrizations.weight.original1", "conv", "weight", True) in expected
+
+
+def test_a_parameter_knows_when_it_has_left_its_place():
+    conv = nn.Conv2d(3, 4, 3)
+    weight, bias = describe(conv)
+    assert weight.owner is conv
+    conv.weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
+    assert not weight.is_in_place
+    assert bias.is_in_place
+
+
+# --------------------------------------------------------------------------- selections as values
+
+
+def is_wide(info, least=2):
+    return info.shape[0] >= least
+
+
+def closing_over(value):
+    return lambda info: info.shape == value
+
+
+class Predicate:
+    def __init__(self, least):
+        self.least = least
+
+    def __call__(self, info):
+        return info.shape[0] >= self.least
+
+
+def test_predicates_have_an_identity():
+    where = ws.on.where
+    assert str(where(is_wide)).endswith("test_kernels.is_wide)")
+    assert str(where(partial(is_wide, least=3))).endswith("test_kernels.is_wide, least=3))")
+    different = [
+        where(lambda i: i.groups == 2),
+        where(lambda i: i.groups == 3),
+        where(lambda i: i.kind == "conv"),
+        where(lambda i, n=1: i.groups == n),
+        where(lambda i, n=2: i.groups == n),
+        where(closing_over((2,))),
+        where(closing_over((3,))),
+        where(closing_over(is_wide)),
+        where(is_wide),
+        where(partial(is_wide, least=3)),
+        where(partial(is_wide, least=4)),
+        where(partial(lambda i: i.groups == 2)),
+        where(Predicate(2)),
+        where(Predicate(3)),
+        where(Predicate(3).__call__),
+        where(closing_over({"b", "a"})),
+        where(closing_over({"a": [1]})),
+    ]
+    assert len(set(different)) == len(different)
+    for a, b in ((closing_over((2,)), closing_over((2,))), (Predicate(2), Predicate(2))):
+        assert where(a) == where(b)
+        assert hash(where(a)) == hash(where(b))
+    assert where(partial(is_wide, least=3)) == where(partial(is_wide, least=3))
+    assert not any("0x" in str(s) for s in different)
+
+
+def test_functions_that_close_over_themselves_have_an_identity():
+    def recursive(info):
+        return recursive(info)
+
+    assert "recursive#" in str(ws.on.where(recursive))
+
+
+@given(trees)
+@settings(max_examples=50, deadline=None)
+def test_selections_survive_pickling_and_copying(selection):
+    for again in (pickle.loads(pickle.dumps(selection)), copy.deepcopy(selection)):
+        assert again == selection
+        assert [again(i) for i in ALL_INFOS] == [selection(i) for i in ALL_INFOS]
+
+
+def test_predicates_pickle_as_pickle_says():
+    selection = ws.on.convs & ~ws.on.where(partial(is_wide, least=3))
+    assert pickle.loads(pickle.dumps(selection)) == selection
+    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
+        pickle.dumps(ws.on.convs & ws.on.where(lambda info: info.is_head))
+
+
+def test_what_is_no_selection_does_not_combine():
+    for combine in (lambda: ws.on.convs & "head", lambda: "head" | ws.on.convs, lambda: ws.on.convs | None):
+        with pytest.raises(SelectionError, match=r"convs was combined by . with .*, which is no selection; write"):
+            combine()
+    for make in (lambda: ws.on.where("convs"), lambda: ws.on.name(3), lambda: ws.on.parse(5)):
+        with pytest.raises(SelectionError, match=r"where\(\) got 'convs'|name\(\) got 3|got 5"):
+            make()
+
+
+def test_space_around_a_selection_does_not_count():
+    assert ws.on.parse("  convs & ~head\n") == ws.on.convs & ~ws.on.head
+    with pytest.raises(SelectionError, match="cannot be read"):
+        ws.on.parse("convs\0")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import resource
 import signal
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from safetensors.torch import load_file
 
 import weightspace
 from weightspace.errors import DataError, RecipeError, RunError
+from weightspace.training import session as session_module
 from weightspace.training import steps as steps_module
 from weightspace.training.data import Batches, ImageData
-from weightspace.training.files import read_json, read_json_lines
+from weightspace.training.files import read_json
 from weightspace.training.interrupt import Interrupted
+from weightspace.training.json_lines import JsonLines, read_json_lines
 from weightspace.training.loop import train_run
 from weightspace.training.models import build_model
 from weightspace.training.recipe import Recipe, run_fingerprint
@@ -276,8 +281,11 @@ def test_divergence_is_a_result(tmp_path: Path, data: ImageData, rules: list[dic
     assert result["steps"] < 6
 
 
-def test_an_accelerator_is_asked_rarely(tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the check interval of an accelerator the loss is read at the interval and at epoch ends only."""
+@pytest.mark.parametrize(("measure_every", "asked"), [(None, [4, 6, 10, 12]), (5, [1, 5, 6, 10, 11, 12])])
+def test_an_accelerator_is_asked_rarely(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, measure_every: int | None, asked: list[int]
+) -> None:
+    """With an accelerator's check interval the loss is read at the interval, measured steps and epoch ends only."""
     checks: list[int] = []
     check = steps_module.TrainingLoop._check_loss
 
@@ -292,10 +300,11 @@ def test_an_accelerator_is_asked_rarely(tmp_path: Path, data: ImageData, monkeyp
     start = steps_module.TrainingLoop.__init__
     monkeypatch.setattr(steps_module.TrainingLoop, "_check_loss", counted)
     monkeypatch.setattr(steps_module.TrainingLoop, "__init__", slow_start)
-    train_run(make_recipe(epochs=2), tmp_path / "a", seed=0, data=data, checkpoint_every_epochs=1)
-    assert checks == [4, 6, 10, 12]
+    recipe = make_recipe(epochs=2, measure_every=measure_every)
+    train_run(recipe, tmp_path / "a", seed=0, data=data, checkpoint_every_epochs=1)
+    assert checks == asked
     monkeypatch.undo()
-    train_run(make_recipe(epochs=2), tmp_path / "b", seed=0, data=data, checkpoint_every_epochs=1)
+    train_run(recipe, tmp_path / "b", seed=0, data=data, checkpoint_every_epochs=1)
     assert_equal_runs(tmp_path / "a", tmp_path / "b")
 
 
@@ -307,11 +316,225 @@ def test_bad_input_is_refused_before_training(tmp_path: Path, data: ImageData) -
         train_run(make_recipe(batch_size=1000), tmp_path / "a", seed=0, data=data)
     with pytest.raises(RecipeError, match="cannot use the accelerator 'gpuu'"):
         train_run(make_recipe(), tmp_path / "b", seed=0, data=data, accelerator="gpuu")
-    with pytest.raises(RecipeError, match=r"torch.optim.Muon refuses the model 'vgg'"):
-        train_run(make_recipe(optimizer={"name": "Muon", "lr": 0.1}), tmp_path / "c", seed=0, data=data)
+    assert all(not list(folder.iterdir()) for folder in tmp_path.iterdir() if folder.is_dir())
+
+
+def test_an_optimizer_that_refuses_the_model_is_named(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Picky(torch.optim.SGD):
+        def __init__(self, parameters: Any, lr: float) -> None:
+            parameters = list(parameters)
+            if len(parameters) > 1:
+                raise ValueError("one parameter is enough")
+            super().__init__(parameters, lr=lr)
+
+    monkeypatch.setattr(torch.optim, "Picky", Picky, raising=False)
+    with pytest.raises(RecipeError, match=r"train.optimizer: torch.optim.Picky refuses the model 'vgg': one parameter"):
+        open_session(make_recipe(optimizer={"name": "Picky", "lr": 0.1}), data, seed=0, accelerator="cpu")
+
+
+def test_a_run_whose_last_step_is_done_only_writes_its_result(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe()
+    first = train_run(recipe, tmp_path / "run", seed=1, data=data, checkpoint_every_epochs=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    begun: list[int] = []
+    again = train_run(
+        recipe, tmp_path / "run", seed=1, data=data, resume=True, checkpoint_every_epochs=1, started=begun.append
+    )
+    assert begun == [18]
+    assert again == first  # times too: no step was taken
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_damaged_result_is_written_anew(tmp_path: Path, data: ImageData) -> None:
+    recipe = make_recipe()
+    first = train_run(recipe, tmp_path, seed=1, data=data, checkpoint_every_epochs=1)
+    (tmp_path / "result.json").write_text('{"status": "do')
+    with pytest.warns(RuntimeWarning, match=r"result.json is damaged .*; the run goes on from its last checkpoint"):
+        assert train_run(recipe, tmp_path, seed=1, data=data, resume=True, checkpoint_every_epochs=1) == first
+
+
+def interrupted(folder: Path, data: ImageData, step: int = 9, **train: Any) -> None:
+    with pytest.raises(Interrupted):
+        train_run(make_recipe(**train), folder, seed=1, data=data, progress=stop_at(step))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_resuming_with_other_images_is_refused_and_nothing_is_lost(tmp_path: Path, data: ImageData) -> None:
+    interrupted(tmp_path, data)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind": "epoch"}\n')  # behind the checkpoint: to be cut, but only if it fits
+    before = content(tmp_path)
+    images = data.train_images.clone()
+    images[0, 0, 0, 0] ^= 1
+    other = dataclasses.replace(data, train_images=images, source="somewhere else")
+    sentence = r"'stripes' found now \(somewhere else\) are not those that this run was started with \(drawn for this"
+    with pytest.raises(RunError, match=sentence):
+        train_run(make_recipe(), tmp_path, seed=1, data=other, resume=True)
+    assert content(tmp_path) == before
+
+
+def test_another_version_of_torch_is_a_warning(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0.0")
+        interrupted(tmp_path, data)
+    with pytest.warns(RuntimeWarning, match=r"started with torch 1.0.0, now .*: it goes on, but not bit for bit"):
+        assert train_run(make_recipe(), tmp_path, seed=1, data=data, resume=True)["status"] == "done"
+
+
+def test_a_checkpoint_of_another_model_changes_no_file(tmp_path: Path, data: ImageData) -> None:
+    """Same settings, other layers: what another version of the library may build."""
+    interrupted(tmp_path, data)
+    before = content(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            session_module,
+            "build_model",
+            lambda *_, **__: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)),
+        )
+        patch.setattr(session_module, "_attach", lambda *_: None)
+        with pytest.raises(RunError, match="the checkpoint does not fit this model"):
+            train_run(make_recipe(), tmp_path, seed=1, data=data, resume=True)
+    assert content(tmp_path) == before
+
+
+def test_lost_records_do_not_stop_a_resumed_run(tmp_path: Path, data: ImageData) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train_run(make_recipe(), straight, seed=1, data=data, checkpoint_every_epochs=1)
+    interrupted(resumed, data)
+    lines = (resumed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (resumed / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:5])
+    with pytest.warns(RuntimeWarning, match=r"has lost 5 of 7 records; the run goes on"):
+        train_run(make_recipe(), resumed, seed=1, data=data, resume=True, checkpoint_every_epochs=1)
+    assert content(resumed)["model.safetensors"] == content(straight)["model.safetensors"]
+    whole = without_times(straight / "metrics.jsonl")
+    assert without_times(resumed / "metrics.jsonl") == whole[:2] + whole[7:]
+
+
+def test_records_are_on_the_disk_before_a_checkpoint_counts_them(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, save = JsonLines.sync, steps_module.save_checkpoint
+    monkeypatch.setattr(JsonLines, "sync", lambda lines: (order.append("sync"), sync(lines))[1])
+    monkeypatch.setattr(steps_module, "save_checkpoint", lambda *a, **k: (order.append("save"), save(*a, **k))[1])
+    train_run(make_recipe(), tmp_path, seed=0, data=data, checkpoint_every_epochs=1)
+    assert order == ["sync", "save"] * 3
+
+
+def test_a_full_disk_stops_the_run_at_its_last_checkpoint(tmp_path: Path, data: ImageData) -> None:
+    straight, full = tmp_path / "straight", tmp_path / "full"
+    train_run(make_recipe(), straight, seed=1, data=data, checkpoint_every_epochs=1)
+
+    def fill(done: int, total: int) -> None:
+        if done == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(
+            RunError, match=r"cannot write .*: file too large; checkpoint-000000006\.\S+ stays, so --resume"
+        ):
+            train_run(make_recipe(), full, seed=1, data=data, progress=fill, checkpoint_every_epochs=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    train_run(make_recipe(), full, seed=1, data=data, resume=True, checkpoint_every_epochs=1)
+    assert_equal_runs(straight, full)
+
+
+def test_leftovers_of_a_killed_run_go(tmp_path: Path, data: ImageData) -> None:
+    interrupted(tmp_path, data)
+    (tmp_path / ".checkpoint-000000012.safetensors.7-0badcafe.tmp").touch()
+    train_run(make_recipe(), tmp_path, seed=1, data=data, resume=True)
+    assert not list(tmp_path.glob(".*.tmp"))
+    (tmp_path / ".result.json.7-0badcafe.tmp").touch()
+    train_run(make_recipe(), tmp_path, seed=1, data=data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "result.json"]
+
+
+def test_the_result_of_other_settings_is_not_resumed_away(tmp_path: Path, data: ImageData) -> None:
+    train_run(make_recipe(epochs=1), tmp_path, seed=1, data=data)
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="holds the result of other settings"):
+        train_run(make_recipe(epochs=2), tmp_path, seed=1, data=data, resume=True)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("check_every", [1, 4, 1000])
+def test_time_is_that_of_the_steps(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, check_every: int
+) -> None:
+    """By a clock that only training moves, with slow records, checkpoints and progress, every step takes its second.
+
+    As on an accelerator, the time of a step passes where the loss is read: before anything else is done.
+    """
+    clock, pending = [0.0], [0]
+    step, check = torch.optim.SGD.step, steps_module.TrainingLoop._check_loss
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        pending[0] += 1
+        return step(*arguments, **options)
+
+    def wait(loop: Any, checked: int) -> None:
+        clock[0] += pending[0]
+        pending[0] = 0
+        check(loop, checked)
+
+    def slow(function: Any) -> Any:
+        def slowed(*arguments: Any, **options: Any) -> Any:
+            assert pending[0] == 0, "reading numbers here would wait for the device"
+            clock[0] += 1000.0
+            return function(*arguments, **options)
+
+        return slowed
+
+    monkeypatch.setattr(steps_module, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(torch.optim.SGD, "step", count)
+    monkeypatch.setattr(steps_module.TrainingLoop, "_check_loss", wait)
+    monkeypatch.setattr(steps_module, "save_checkpoint", slow(steps_module.save_checkpoint))
+    monkeypatch.setattr(steps_module.RunLog, "layers", slow(steps_module.RunLog.layers))
+    start = steps_module.TrainingLoop.__init__
+
+    def with_interval(loop: Any, *arguments: Any, **options: Any) -> None:
+        start(loop, *arguments, **options)
+        loop.check_every = check_every
+
+    monkeypatch.setattr(steps_module.TrainingLoop, "__init__", with_interval)
+    report = slow(stop_at(11))
+    with pytest.raises(Interrupted):
+        train_run(make_recipe(), tmp_path, seed=0, data=data, progress=report, checkpoint_every_steps=4)
+    result = train_run(make_recipe(), tmp_path, seed=0, data=data, resume=True, checkpoint_every_steps=5)
+    assert result["seconds"] == 18.0
+    assert result["seconds_per_step"] == 1.0
+
+
+def events(folder: Path) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder / "tensorboard"))
+    reader.Reload()
+    return [event.step for event in reader.Scalars("test_loss")]
 
 
 def test_tensorboard_curves(tmp_path: Path, data: ImageData) -> None:
-    pytest.importorskip("tensorboard")
-    train_run(make_recipe(epochs=1), tmp_path, seed=0, data=data, tensorboard=True)
-    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train_run(make_recipe(), straight, seed=0, data=data, tensorboard=True)
+    assert events(straight) == [6, 12, 18]
+    train_run(make_recipe(), straight, seed=1, data=data, tensorboard=True)  # anew: the curves too
+    assert events(straight) == [6, 12, 18]
+
+    def die(done: int, total: int) -> None:
+        if done == 14:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train_run(make_recipe(), resumed, seed=0, data=data, tensorboard=True, progress=die, checkpoint_every_steps=8)
+    assert events(resumed) == [6, 12]
+    train_run(make_recipe(), resumed, seed=0, data=data, tensorboard=True, resume=True)
+    assert events(resumed) == [6, 12, 18]

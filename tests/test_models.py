@@ -14,7 +14,7 @@ from torch import nn
 
 from weightspace.errors import DataError, RecipeError
 from weightspace.training.models import MODELS, build_model
-from weightspace.training.models.checks import nearest
+from weightspace.training.models.checks import hint
 from weightspace.training.models.resnet import BasicBlock, ResNet, ZeroPaddingShortcut
 
 SMALL = {
@@ -396,5 +396,5 @@ def test_listed_options_with_their_defaults_are_accepted(name):
     assert count(model) == count(plain)
 
 
-def test_nearest_with_nothing_known():
-    assert nearest("x", []) == "known: none."
+def test_hint_with_nothing_known():
+    assert hint("x", []) == "known: none."

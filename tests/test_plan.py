@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabricated import ARMS, make_recipe
-from weightspace.compare.plan import (
-    Trial,
-    choose,
-    final_jobs,
-    make_plan,
-    make_slugs,
-    make_trials,
-    tuning_jobs,
-)
+from weightspace.compare.plan import final_jobs, make_plan, make_slugs, tuning_jobs
+from weightspace.compare.trials import Trial, choose, make_trials
 from weightspace.errors import RecipeError
-from weightspace.training.recipe import Recipe
+from weightspace.training.recipe import Recipe, TuneSettings
 
 
 def with_tuning(tune: dict) -> Recipe:
@@ -97,6 +90,35 @@ def test_random_draws_are_log_uniform_repeatable_and_the_same_for_all():
     assert 0.25 < sum(value < -2 for value in logs) / len(logs) < 0.42  # a third per decade
 
 
+def test_random_draws_of_whole_numbers_are_whole():
+    """A batch of 23.7 images is refused by the recipe; a learning rate between 1 and 10 need not be whole."""
+    ranges = {"train.batch_size": (8.0, 64.0), "train.optimizer.lr": (1.0, 10.0), "rules.0.smoothing": (1.0, 16.5)}
+    tune = TuneSettings.model_validate({"random": {"trials": 50, "ranges": ranges}})
+    recipe = make_recipe().with_overrides({"compare": None, "rules": [{"rule": "ChannelL2", "smoothing": 4}]})
+    trials = make_trials(tune, [recipe, recipe])
+    sizes = [trial.settings["train.batch_size"] for trial in trials]
+    assert all(type(size) is int and 8 <= size <= 64 for size in sizes)
+    assert len(set(sizes)) > 20
+    assert recipe.with_overrides(trials[0].settings).train.batch_size == sizes[0]
+    for path in ("train.optimizer.lr", "rules.0.smoothing"):
+        assert not all(float(trial.settings[path]).is_integer() for trial in trials)
+
+
+@pytest.mark.parametrize(("key", "value"), [("train_size", 500), ("test_size", 50), ("root", "elsewhere")])
+def test_arms_that_would_see_other_images_are_refused(key, value):
+    arms = {"base": {"tune": False}, "other": {"tune": False, "set": {f"data.{key}": value}}}
+    with pytest.raises(RecipeError, match=rf"arm 'other' sets data\.{key} to {value} .*all arms.*share their images"):
+        make_plan(make_recipe(arms))
+    if key != "root":
+        with pytest.raises(RecipeError, match=rf"compare\.tune sets data\.{key}"):
+            make_plan(with_tuning({"grid": {f"data.{key}": [value]}}))
+
+
+def test_augmentation_may_differ_between_arms():
+    arms = {"base": {}, "flipped": {"set": {"data.augment": ["flip"]}}}
+    assert make_plan(make_recipe(arms)).arms[1].recipe.data.augment == ("flip",)
+
+
 def test_without_tuning_no_arm_is_tuned():
     plan = make_plan(make_recipe(grid=None))
     assert plan.trials == ()
@@ -135,6 +157,10 @@ def test_equal_accuracy_is_decided_by_the_loss_then_by_the_number():
 def test_words_and_single_values_have_no_edge():
     words = [Trial(0, {"name": "SGD", "lr": 0.1}), Trial(1, {"name": "Adam", "lr": 0.1})]
     assert choose(words, [(0.5, 1), (0.9, 1)]).edge == ()
+
+
+def test_known_folder_names_are_kept():
+    assert make_slugs(["a-b", "new", "a b"], {"a b": "a-b"}) == {"a-b": "a-b-2", "new": "new", "a b": "a-b"}
 
 
 @given(st.lists(st.text(), unique=True, max_size=12))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.errors import RuleError
+from weightspace.errors import RuleError, nearest
+from weightspace.metrics import ChannelL2
 from weightspace.registry import REGISTRY, make_rule
 
 VARIANTS = [
@@ -59,18 +60,22 @@ class TestContract:
         rule = make_rule(name, **options)
         model = make_model()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        rules = ws.attach(optimizer, model, rule)
+        rules = ws.attach(optimizer, model, rule, measure_every=4)
         train(model, optimizer, 0, 3)
         saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), rules.state_dict()))
         train(model, optimizer, 3, 6)
+        measured = rules.measurements  # of step 4, the second of the resumed part: it depends on the steps resumed
         twin = make_model()
         other = torch.optim.AdamW(twin.parameters(), lr=1e-2)
-        resumed = ws.attach(other, twin, rule)
+        resumed = ws.attach(other, twin, rule, measure_every=4)
         twin.load_state_dict(saved[0])
         other.load_state_dict(saved[1])
         resumed.load_state_dict(saved[2])
+        assert resumed.state_dict() == saved[2]
         train(twin, other, 3, 6)
         assert resumed.steps == rules.steps == 6
+        assert resumed.measurements == measured
+        assert measured
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
     def test_training_descends(self, name, options):
@@ -116,9 +121,23 @@ def test_every_row_has_its_page_and_its_facts():
 
 
 def test_unknown_rules_and_options_name_the_nearest():
-    with pytest.raises(RuleError, match="did you mean 'ChannelL2'"):
+    with pytest.raises(RuleError, match="no rule 'ChanelL2'; did you mean 'ChannelL2'"):
         make_rule("ChanelL2")
-    with pytest.raises(RuleError, match="did you mean 'smoothing'"):
+    with pytest.raises(RuleError, match="no option 'smooting'; did you mean 'smoothing'"):
         make_rule("ChannelL2", smooting=2)
-    with pytest.raises(RuleError, match="known are ChannelL2"):
+    with pytest.raises(RuleError, match="no rule 'zzz'; known are ChannelL2"):
         make_rule("zzz")
+    with pytest.raises(RuleError, match="no rule 3; known are"):
+        make_rule(3)
+
+
+@pytest.mark.parametrize("on", [5, ["convs"], ChannelL2()])
+def test_on_must_be_a_selection_or_its_text(on):
+    with pytest.raises(RuleError, match=r"ChannelL2 got on=.*; pass a selection such as ws\.on\.convs, or text"):
+        make_rule("ChannelL2", on=on)
+
+
+def test_nearest_ignores_case_and_fits_any_sentence():
+    assert nearest("channell2", REGISTRY) == "; the nearest is 'ChannelL2'"
+    assert nearest("epoch", ["epochs"], ", did you mean '{}'?") == ", did you mean 'epochs'?"
+    assert nearest("zebra", REGISTRY) == nearest(3, REGISTRY) == nearest("x", []) == ""

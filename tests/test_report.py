@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -204,6 +204,9 @@ def test_other_folders_are_refused(tmp_path):
         write_report(tmp_path)
     with pytest.raises(RunError, match="does not exist"):
         write_report(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"):
+        write_report(tmp_path / "file")
     with pytest.raises(RunError, match="is not a comparison"):
         comparison_table(tmp_path)
 
@@ -214,10 +217,97 @@ def test_layers_are_averaged_over_runs(tmp_path):
         lines = [{"kind": "layer", "step": 5, "name": "a", "rho": rho, "shrinkage": None}]
         lines += [{"kind": "layer", "step": 9, "name": "b", "rho": 0.5, "shrinkage": 0.1}] if number else []
         (tmp_path / str(number) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = read_layers([tmp_path / "0", tmp_path / "1"], "arm")
+    table = read_layers([tmp_path / "0", tmp_path / "1"], "arm", [])
     np.testing.assert_allclose(table.rho, [[0.3, np.nan], [np.nan, 0.5]])
     np.testing.assert_allclose(table.shrinkage, [[np.nan, np.nan], [np.nan, 0.1]])
-    assert read_layers([tmp_path / "none"], "arm") is None
+    assert read_layers([tmp_path / "none"], "arm", []) is None
+
+
+def warnings_of(run):
+    return " ".join(Page(write_report(run).read_text()).text.split())
+
+
+@pytest.mark.parametrize("content", [b"", b'{"recipe": ', b"[1]", b"\xff\xfe\x00", b"null", b"[" * 99999])
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+def test_a_damaged_file_of_a_run_is_a_warning(tmp_path, name, content):
+    run = write_single_run(tmp_path)
+    (run / name).write_bytes(content)
+    text = warnings_of(run)
+    assert f"{name} is damaged" in text
+    if name == "result.json":
+        assert "Not finished: there is no whole result.json" in text
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path):
+    run = write_single_run(tmp_path)
+    (run / "plots").touch()
+    with pytest.raises(RunError, match=r"cannot write .*curves\.png: "):
+        write_report(run)
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match=r"cannot delete .*curves\.png: not a directory"):
+        write_report(run)
+
+
+def test_damaged_lines_of_a_run_are_a_warning_and_the_others_are_shown(tmp_path):
+    run = write_single_run(tmp_path)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    odd = [
+        b"\xff\xfe\n",
+        b'{"kind": "epoch"}\n',
+        b'{"kind": "layer", "step": "x"}\n',
+        b'{"kind": "epoch", "epoch": true}\n',
+    ]
+    (run / "metrics.jsonl").write_bytes(b"".join([*lines[:5], *odd, *lines[5:], b'{"kind": "epo']))
+    text = warnings_of(run)
+    assert "metrics.jsonl is damaged at line 6 (not JSON); what it held there is missing in the plots." in text
+    assert "has 2 records without epoch; they are left out." in text
+    assert "has 1 records without step or name; they are left out." in text
+    assert Page((run / "report.html").read_text()).tags.count("img") == 3
+
+
+def test_damaged_lines_in_a_comparison_are_a_warning(tmp_path):
+    fabricate(tmp_path, make_recipe({"tuned SGD": {}, "other": {"rules": [{"rule": "ChannelL2"}]}}, seeds=2))
+    path = tmp_path / "arms/other/final/seed1/metrics.jsonl"
+    path.write_bytes(b"\xff\n" + path.read_bytes())
+    text = warnings_of(tmp_path)
+    assert text.count("arms/other/final/seed1/metrics.jsonl is damaged at line 1") == 1  # not once for each plot
+    path.unlink()
+    path.mkdir()
+    assert "cannot read" in warnings_of(tmp_path)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    run=st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(["recipe", "data", "machine", "versions", "resumed", "workers", "seed", "command"], ODD),
+    ),
+    result=st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(["status", "reason", "test_accuracy", "seconds_per_step", "epochs", "seed"], ODD)
+    ),
+    record=st.fixed_dictionaries(
+        {"kind": st.sampled_from(["epoch", "layer"])},
+        optional={
+            "epoch": ODD | st.integers(1, 5),
+            "step": ODD | st.integers(1, 5),
+            "name": ODD | st.just("a"),
+            **dict.fromkeys(["test_accuracy", "test_loss", "train_loss", "rho", "shrinkage"], ODD),
+        },
+    ),
+)
+def test_any_json_in_the_files_of_a_run_gives_a_report(tmp_path_factory, run, result, record):
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    Page(write_report(folder).read_text())
 
 
 @given(st.lists(st.floats(0, 1), max_size=14))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,12 +17,15 @@ import fake_training
 from fabricated import make_recipe
 from weightspace.compare import comparison_table, read_comparison, run_comparison
 from weightspace.compare import runner as runner_module
-from weightspace.compare.directory import locked, recipe_differences
-from weightspace.compare.pool import worker_count
+from weightspace.compare.directory import delete_comparison
+from weightspace.compare.opening import recipe_differences, same_spelling
+from weightspace.compare.pool import Devices, find_devices, worker_count
+from weightspace.compare.table import table_columns
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.compare.worker import start_worker
-from weightspace.errors import RunError
+from weightspace.errors import DataError, RecipeError, RunError
 from weightspace.training.environment import usable_cores
+from weightspace.training.lock import locked
 from weightspace.training.recipe import Recipe
 
 ARMS = {
@@ -70,6 +74,10 @@ def inline(monkeypatch):
 
 def run(run_dir: Path, settings: Recipe | None = None, *, train=fake_training.train, **options) -> Path:
     return run_comparison(settings or recipe(), run_dir, train=train, load=fake_training.load, **options)
+
+
+def fail(recipe, run_dir, *, seed, data):
+    raise ZeroDivisionError
 
 
 def seen(run_dir: Path, pattern: str) -> list[dict]:
@@ -147,6 +155,171 @@ def test_another_recipe_is_refused_naming_what_differs(tmp_path, inline):
         run(tmp_path, recipe({name: ARMS[name] for name in ("tuned SGD", "ChannelL2")}))
 
 
+def test_the_same_number_in_other_characters_is_the_same_recipe(tmp_path, inline):
+    run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("arms/*/*/*/seen.json")}
+    arms = {
+        "ChannelL2": {"rules": [{"smoothing": 4, "rule": "ChannelL2"}]},
+        **{n: ARMS[n] for n in ("SGD", "tuned SGD")},
+    }
+    run(tmp_path, recipe(arms))
+    assert len(inline) == 1
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "superseded").exists()
+    assert [arm.arm.name for arm in read_comparison(tmp_path).arms] == ["ChannelL2", "SGD", "tuned SGD"]
+    assert read_comparison(tmp_path).missing == ()
+
+
+def test_numbers_flags_and_the_order_of_tuned_paths():
+    old = {"rules": [{"smoothing": 4.0, "keep_norm": True}], "grid": {"lr": [1.0], "batch": [2]}}
+    new = {"rules": [{"smoothing": 4, "keep_norm": True}], "grid": {"batch": [2], "lr": [1]}}
+    assert recipe_differences(old, new) == []
+    assert json.dumps(same_spelling(old, new)) == json.dumps(old)
+    assert recipe_differences(old, {**new, "rules": [{"smoothing": 4, "keep_norm": 1}]}) == [
+        "rules.0.keep_norm: True -> 1"
+    ]
+    assert same_spelling([1.0], [1, 2]) == [1, 2]
+
+
+def test_a_finished_run_of_other_settings_is_set_aside(tmp_path, inline):
+    run(tmp_path)
+    result = tmp_path / "arms/sgd/final/seed1/result.json"
+    other = result.read_text().replace('"fingerprint": "', '"fingerprint": "0')
+    for number, folder in enumerate(["seed1", "seed1-2"], start=1):
+        result.write_text(other)
+        run(tmp_path)
+        assert len(inline) == 1 + number
+        assert (tmp_path / "superseded/arms/sgd/final" / folder / "result.json").read_text() == other
+    delete_comparison(tmp_path)
+    assert not (tmp_path / "superseded").exists()
+
+
+def test_arms_keep_their_folders_when_others_are_put_before_them(tmp_path, inline):
+    rule = {"rules": [{"rule": "GradientCentralization"}]}
+    run(tmp_path, recipe({"base": {}, "a b": rule}))
+    for arms in ({"base": {}, "a-b": {}, "a b": rule}, {"a-b": {}, "base": {}, "a.b": {}, "a b": rule}):
+        settings = recipe(arms).to_dict()
+        settings["compare"]["baseline"] = "base"
+        run(tmp_path, Recipe.from_dict(settings))
+    assert [{job.arm for job in pool.jobs} for pool in inline] == [{"base", "a b"}, {"a-b"}, {"a.b"}]
+    slugs = {arm.arm.name: arm.arm.slug for arm in read_comparison(tmp_path).arms}
+    assert slugs == {"base": "base", "a b": "a-b", "a-b": "a-b-2", "a.b": "a-b-3"}
+    assert read_comparison(tmp_path).missing == ()
+
+
+def test_a_recipe_that_fails_at_once_does_not_block_the_corrected_one(tmp_path, inline):
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        run(tmp_path, recipe({"SGD": {"tune": False}, "oops": {"tune": False}}, seeds=2), train=fail)
+    (tmp_path / "arms/oops/final/seed0").mkdir(parents=True)
+    run(tmp_path, recipe({"SGD": {"tune": False}}, epochs=9))
+    assert read_comparison(tmp_path).plan.recipe.train.epochs == 9
+    assert not (tmp_path / "arms/oops").exists()
+
+
+def test_an_added_arm_that_fails_at_once_can_be_corrected_or_taken_out(tmp_path, inline):
+    run(tmp_path)
+    for smoothing in (1.0, 2.0):
+        rules = [{"rule": "LaplacianSmoothing", "smoothing": smoothing}]
+        with pytest.raises(RunError, match="ZeroDivisionError"):
+            run(tmp_path, recipe(ARMS | {"new": {"rules": rules}}), train=fail)
+    run(tmp_path)
+    assert {job.arm for pool in inline[1:] for job in pool.jobs} == {"new"}
+    assert not (tmp_path / "arms/new").exists()
+    assert len(read_comparison(tmp_path).arms) == 3
+
+
+def test_missing_data_are_one_error_before_any_worker_starts(tmp_path, inline):
+    def gone(_):
+        raise DataError("the data set 'tiny' is not there; put it here")
+
+    with pytest.raises(DataError, match="put it here"):
+        run_comparison(recipe(), tmp_path, train=fake_training.train, load=gone)
+    assert inline == []
+    run(tmp_path)
+    run_comparison(recipe(), tmp_path, train=fake_training.train, load=gone)  # all finished: nothing to load
+    assert len(inline) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, inline, monkeypatch):
+    def full(recipe, run_dir, *, seed, data):
+        if seed == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+        return fake_training.train(recipe, run_dir, seed=seed, data=data)
+
+    write = runner_module.write_text_atomically
+
+    def fail_on_errors(path, text):
+        if path.name == "errors.txt":
+            raise RunError("cannot write errors.txt: no space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(runner_module, "write_text_atomically", fail_on_errors)
+    with pytest.raises(RunError) as caught:
+        run(tmp_path, train=full)
+    assert str(caught.value) == (
+        "the run 'SGD, seed 1' failed: no space left on device (metrics.jsonl); finished runs are kept, and the same "
+        "command continues"
+    )
+    run(tmp_path)
+    assert {job.seed for job in inline[1].jobs} == {1, 2}
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path, inline):
+    run(tmp_path)
+    mine = [tmp_path / name for name in (".compare.json.77-0a0b0c0d.tmp", ".table.md.9-ffffffff.tmp")]
+    others = [
+        tmp_path / name for name in (".report.html.7-0a0b0c0d.tmp", ".notes.txt")
+    ]  # a report may be in the making
+    for path in (*mine, *others):
+        path.touch()
+    run(tmp_path)
+    assert not any(path.exists() for path in mine)
+    assert all(path.exists() for path in others)
+
+
+def test_after_fresh_another_command_continues(tmp_path, inline):
+    with pytest.raises(RunError, match="and the same command without --fresh continues"):
+        run(tmp_path, train=fail, command="weightspace compare tiny --fresh")
+    with pytest.raises(RunError, match="and the same command continues"):
+        run(tmp_path, train=fail, command="weightspace compare tiny")
+
+
+def test_the_accelerator_reaches_the_training_and_the_record(tmp_path, inline):
+    used = []
+
+    def train(recipe, run_dir, *, seed, data, accelerator):
+        used.append(accelerator)
+        return fake_training.train(recipe, run_dir, seed=seed, data=data)
+
+    run(tmp_path, train=train, accelerator="cpu")
+    assert set(used) == {"cpu"}
+    assert json.loads((tmp_path / "compare.json").read_text())["accelerator"] == "cpu"
+    run(tmp_path)
+    assert any("different settings of --accelerator" in text for text in warnings(read_comparison(tmp_path)))
+
+
+def test_accelerators_of_this_machine(monkeypatch):
+    import torch
+
+    def machine(*, cuda, mps):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
+    machine(cuda=True, mps=False)
+    assert find_devices("auto") == find_devices("gpu") == Devices(2, ("2", "3"))
+    assert find_devices("cpu") == Devices(0)
+    machine(cuda=False, mps=True)
+    assert find_devices("auto") == find_devices("mps") == Devices(1)
+    machine(cuda=False, mps=False)
+    assert find_devices("auto") == Devices(0)
+    for name in ("cuda", "gpu", "mps"):
+        with pytest.raises(RecipeError, match=f"cannot use the accelerator '{name}'"):
+            find_devices(name)
+    with pytest.raises(RecipeError, match="'tpuu'; known are auto, cpu"):
+        find_devices("tpuu")
+
+
 def test_an_added_arm_is_trained_and_the_others_kept(tmp_path, inline):
     run(tmp_path)
     run(tmp_path, recipe(ARMS | {"centralized": {"rules": [{"rule": "GradientCentralization"}]}}))
@@ -158,6 +331,9 @@ def test_what_decides_nothing_may_differ():
     old = recipe().to_dict()
     new = old | {"description": "other words", "data": old["data"] | {"root": "/elsewhere"}}
     assert recipe_differences(old, new) == []
+    # the data set `folder` is known by its place alone, which then decides the runs' fingerprints
+    old["data"], new["data"] = {"name": "folder", "root": "a"}, {"name": "folder", "root": "b"}
+    assert recipe_differences(old, new) == ["data.root: a -> b"]
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path, inline):
@@ -168,14 +344,49 @@ def test_a_folder_with_something_else_is_refused(tmp_path, inline):
         run(tmp_path / "thesis.tex")
 
 
-def test_a_damaged_compare_file_is_refused(tmp_path, inline):
-    (tmp_path / "compare.json").write_text('{"recipe": ')
-    with pytest.raises(RunError, match="damaged"):
+@pytest.mark.parametrize(
+    "content",
+    ['{"recipe": ', "[]", "{}", '{"recipe": {"name": "x"}}', "slugs that leave the folder", "a list for the data"],
+)
+def test_a_damaged_compare_file_is_refused_and_its_advice_works(tmp_path, inline, content):
+    run(tmp_path)
+    path = tmp_path / "compare.json"
+    facts = json.loads(path.read_text())
+    if content.startswith("slugs"):
+        content = json.dumps(facts | {"slugs": {"SGD": "../.."}})
+    elif content.startswith("a list"):
+        content = json.dumps(facts | {"data": []})
+    path.write_text(content)
+    for refused in (lambda: run(tmp_path), lambda: read_comparison(tmp_path)):
+        with pytest.raises(RunError, match="damaged.*delete it and run `compare` with its recipe again") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    run(tmp_path)
+    assert len(inline) == 1  # every finished run was taken up
+    comparison = read_comparison(tmp_path)
+    assert comparison.missing == ()
+    assert any("compare.json was lost and made anew" in warning for warning in warnings(comparison))
+
+
+def test_a_folder_that_only_looks_like_a_comparison_is_not_taken_up(tmp_path, inline):
+    for name in ("arms/sgd/final/seed0", "arms/left/final/seed0", "plots"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "arms/left/pose.png").touch()
+    with pytest.raises(RunError, match=r"holds arms/left/pose\.png but no compare\.json"):
         run(tmp_path)
+    with pytest.raises(RunError, match=r"arms/left/pose\.png.*--fresh deletes only comparisons"):
+        delete_comparison(tmp_path)
+    (tmp_path / "arms/left/pose.png").unlink()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match=r"holds thesis\.tex"):
+        run(tmp_path)
+    delete_comparison(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
 
 
 def test_two_comparisons_in_one_folder_are_refused(tmp_path, inline):
-    with locked(tmp_path), pytest.raises(RunError, match="another process"):
+    with locked(tmp_path, "running a comparison"), pytest.raises(RunError, match="another process"):
         run(tmp_path)
     run(tmp_path)  # the lock went with its holder
 
@@ -223,24 +434,77 @@ def test_the_edge_of_the_grid_is_recorded_and_shown(tmp_path, inline):
 def test_the_verdict_follows_the_numbers(tmp_path, inline):
     # SGD at 0.05 is 0.03 worse on every seed: no spread, so no test; ChannelL2 is 0.01 better, likewise
     run(tmp_path)
-    assert "Nothing can be said yet" in verdict(read_comparison(tmp_path))[0]
+    first, second = verdict(read_comparison(tmp_path))
+    assert first == "Nothing can be said about a difference to tuned SGD: no arm could be tested."
+    why = "points in each of the 3 pairs: there is no spread to compare it with"
+    assert second == f"Not tested: SGD (the difference is -3.00 {why}); ChannelL2 (the difference is +1.00 {why})."
 
 
 def test_one_seed_has_no_interval(tmp_path, inline):
     run(tmp_path, recipe(seeds=1))
-    arm = read_comparison(tmp_path).arms[2]
+    comparison = read_comparison(tmp_path)
+    arm = comparison.arms[2]
     assert arm.estimate.low is None
     assert arm.difference.p_value is None
     assert comparison_table(tmp_path).row_count == 3
+    assert verdict(comparison) == [
+        "Nothing can be said about a difference to tuned SGD: no arm could be tested.",
+        "Not tested: SGD, ChannelL2 (one seed shows no spread; a test takes `compare.seeds` of at least 2).",
+    ]
+    assert "Intervals: none" in (tmp_path / "table.md").read_text()
+
+
+def noisy(recipe, run_dir, *, seed, data):
+    """Seeds spread, but for arms that train as the baseline does, and those with a rule."""
+    result = fake_training.train(recipe, run_dir, seed=seed, data=data)
+    if recipe.train.batch_size == 32:
+        result["test_accuracy"] += 0.01 * (-1) ** seed
+        (run_dir / "result.json").write_text(json.dumps(result))
+    return result
+
+
+def test_the_verdict_names_what_was_not_tested_and_what_an_interval_could_show(tmp_path, inline):
+    arms = {"base": {}, "same": {}, "small": {"set": {"train.batch_size": 32}}}
+    run(tmp_path / "a", recipe(arms), train=noisy)
+    (only,) = verdict(read_comparison(tmp_path / "a"))
+    assert only.startswith("No arm differs from base after Holm's adjustment over 2 arms (adjusted p below 0.05). ")
+    assert "The interval reaches 2.87 percentage points to either side; smaller differences would go unseen." in only
+    arms |= {"smaller": arms["small"], "rule": ARMS["ChannelL2"]}
+    run(tmp_path / "b", recipe(arms), train=noisy)
+    first, second = verdict(read_comparison(tmp_path / "b"))
+    assert first.startswith("No tested arm differs from base after Holm's adjustment over 3 arms")
+    assert "The intervals reach 2.87 percentage points to either side" in first  # not "2.87 to 2.87"
+    assert second.startswith("Not tested: rule (the difference is +1.00 points in each of the 3 pairs")
+    run(tmp_path / "c", recipe({"base": {}, "same": {}}), train=noisy)
+    assert "Every pair of results equals that of base" in verdict(read_comparison(tmp_path / "c"))[0]
+
+
+def test_unequal_training_is_a_warning(tmp_path, inline):
+    longer = {"set": {"train.epochs": 16, "train.batch_size": 10}}
+    run(
+        tmp_path,
+        recipe({"base": {"set": {"train.batch_size": 20}}, "longer": longer, "same length": longer}),
+    )
+    (found,) = [text for text in warnings(read_comparison(tmp_path)) if text.startswith("Unequal training")]
+    arms = "longer: 16 epochs of batches of 10 (64 steps); same length: 16 epochs of batches of 10 (64 steps)"
+    assert f"{arms}; the baseline, base: 8 epochs of batches of 20 (16 steps). A difference may" in found
+
+
+def test_no_two_columns_share_a_heading(tmp_path, inline):
+    run(tmp_path)
+    columns = table_columns(read_comparison(tmp_path))
+    assert len(set(columns)) == len(columns)
+    assert {"accuracy, 95% interval", "difference, 95% interval"} <= set(columns)
 
 
 def test_the_number_of_workers():
-    assert worker_count(None, 100, ()) == usable_cores()
-    assert worker_count(None, 100, ("0", "1", "2")) == 3
-    assert worker_count(7, 100, ("0",)) == 7
-    assert worker_count(7, 2, ()) == 2
+    assert worker_count(None, 100, Devices(0)) == usable_cores()
+    assert worker_count(None, 100, Devices(3, ("0", "1", "2"))) == 3
+    assert worker_count(None, 100, Devices(1)) == 1  # one Apple GPU, which needs no CUDA_VISIBLE_DEVICES
+    assert worker_count(7, 100, Devices(1, ("0",))) == 7
+    assert worker_count(7, 2, Devices(0)) == 2
     with pytest.raises(RunError, match="at least one worker, got 0"):
-        worker_count(0, 5, ())
+        worker_count(0, 5, Devices(0))
 
 
 def test_workers_take_one_gpu_each_in_turn(monkeypatch):
@@ -262,7 +526,8 @@ def test_workers_take_one_gpu_each_in_turn(monkeypatch):
 def test_real_worker_processes_load_the_data_once_each(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNT_LOADS", str(tmp_path / "loads"))
     run(tmp_path / "run", workers=2)
-    loads = (tmp_path / "loads").read_text().split()
+    first, *loads = (tmp_path / "loads").read_text().split()
+    assert int(first) == os.getpid()  # once before any worker starts, to say at once what is wrong with the data
     assert len(loads) == len(set(loads)) <= 2
     runs = seen(tmp_path / "run", "*/*/*")
     assert {str(r["pid"]) for r in runs} == set(loads)
@@ -271,7 +536,9 @@ def test_real_worker_processes_load_the_data_once_each(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_dies_is_reported(tmp_path):
-    with pytest.raises(RunError, match=r"worker process was killed while training \(SGD, seed 0.*same command again"):
+    with pytest.raises(
+        RunError, match=r"worker process was killed while training \(SGD, seed 0.*the same command continues"
+    ):
         run(tmp_path, recipe({"SGD": {"tune": False}}), train=fake_training.die, workers=1)
 
 

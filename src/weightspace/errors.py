@@ -6,6 +6,9 @@ Each message is one sentence that says what was asked, what came, and what to do
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class WeightspaceError(Exception):
     """Base of all errors raised on purpose by weightspace."""
@@ -49,3 +52,25 @@ class DivergenceError(WeightspaceError, ArithmeticError):
 
 class OperatorError(WeightspaceError, ValueError):
     """A layer is no linear map that can be analyzed, or a question is too large for the exact method."""
+
+
+def nearest(name: object, known: Iterable[str], phrase: str = "; the nearest is {!r}") -> str:
+    """The known name most like `name`, as a phrase for the end of an error sentence; letter case does not count.
+
+    Args:
+        name: What came; anything that is no string is compared as it prints.
+        known: The names that there are.
+        phrase: A format string with one field for the known name; `"{}"` gives the bare name.
+
+    Returns:
+        The filled phrase, or `""` if no known name is similar.
+
+    Example:
+        >>> nearest("resnet19", ["mlp", "ResNet18"]), nearest("zebra", ["mlp"])
+        ("; the nearest is 'ResNet18'", '')
+        >>> nearest("epoch", ["epochs", "batch_size"], "{}")
+        'epochs'
+    """
+    by_lower = {entry.lower(): entry for entry in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return phrase.format(by_lower[close[0]]) if close else ""

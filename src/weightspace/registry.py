@@ -6,16 +6,15 @@ tested, measured and usable from YAML.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
 from weightspace import metrics
-from weightspace.errors import RuleError
+from weightspace.errors import RuleError, nearest
 from weightspace.kernels import Rule, Stage
-from weightspace.kernels.selection import parse
+from weightspace.kernels.selection import Selection, parse
 
 
 @dataclass(frozen=True)
@@ -111,18 +110,20 @@ def make_rule(name: str, /, **options: Any) -> Rule:
         >>> make_rule("ChannelL2", smoothing=2.0, on="convs")
         ChannelL2(smoothing=2.0, axis='out', keep_norm=False, on=convs)
     """
-    entry = REGISTRY.get(name)
+    entry = REGISTRY.get(name) if isinstance(name, str) else None
     if entry is None:
-        raise RuleError(f"There is no rule {name!r}; {_nearest(name, list(REGISTRY))}")
+        raise RuleError(f"There is no rule {name!r}{_hint(name, REGISTRY)}")
     known = [f.name for f in fields(entry.factory)]  # type: ignore[arg-type]  # every rule is a dataclass
     for option in options:
         if option not in known:
-            raise RuleError(f"{name} has no option {option!r}; {_nearest(option, known)}")
-    on = options.pop("on", None)
-    options["on"] = parse(on) if isinstance(on, str) else on
-    return entry.factory(**options)
+            raise RuleError(f"{name} has no option {option!r}{_hint(option, known)}")
+    on = options.get("on")
+    if not isinstance(on, str | Selection | None):
+        raise RuleError(
+            f"{name} got on={on!r}; pass a selection such as ws.on.convs, or text such as 'convs & ~head', or None."
+        )
+    return entry.factory(**{**options, "on": parse(on) if isinstance(on, str) else on})
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+def _hint(name: object, known: Collection[str]) -> str:
+    return nearest(name, known, "; did you mean {!r}?") or f"; known are {', '.join(known)}."

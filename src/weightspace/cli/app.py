@@ -12,9 +12,9 @@ import typer
 from weightspace.cli import compare, report, show, train
 from weightspace.cli.console import print_error, print_warning
 from weightspace.errors import WeightspaceError
+from weightspace.training.interrupt import INTERRUPTED
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 P = ParamSpec("P")
 

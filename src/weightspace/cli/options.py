@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from weightspace.errors import RunError
-from weightspace.training.files import read_json
 from weightspace.training.recipe import Recipe, load_recipe
 
 RecipeArgument = Annotated[
@@ -18,18 +16,29 @@ RecipeArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, e.g. train.epochs=3. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a value of the recipe, such as train.epochs=3. Repeatable.",
+    ),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run.", show_default=False)]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():  # it would be the folder that the shell is in
+        raise typer.BadParameter("an empty name is no folder; write . for the current one")
+    return Path(text)
+
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", parser=_folder, help="Folder to write to.", show_default=False),
 ]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Delete the earlier run in the folder and start anew.")]
 AcceleratorOption = Annotated[
     str,
-    typer.Option(
-        "--accelerator", "--device", metavar="NAME", help="auto, cpu, cuda or mps (Lightning Fabric's names)."
-    ),
+    typer.Option("--accelerator", "--device", metavar="NAME", help="Where to train: auto, cpu, cuda or mps."),
 ]
 
 
@@ -38,21 +47,11 @@ def read_recipe_option(recipe: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(recipe, overrides or [])
 
 
-def recorded(folder: Path, name: str) -> dict[str, object] | None:
-    """What a run recorded about itself in `folder/name`, or None when there is no such file.
-
-    Raises:
-        RunError: The file is damaged: a half-written run.
-    """
-    path = folder / name
-    if not path.exists():
-        return None
-    try:
-        return read_json(path)
-    except RunError as error:
-        raise RunError(f"{folder} holds a damaged run: {error}, or start it anew with --fresh") from error
-
-
 def command_line() -> str:
     """The command as the user would type it again."""
-    return shlex.join(["weightspace", *sys.argv[1:]])
+    return shlex.join(command_words())
+
+
+def command_words() -> list[str]:
+    """The command word by word."""
+    return ["weightspace", *sys.argv[1:]]

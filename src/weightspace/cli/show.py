@@ -12,6 +12,7 @@ from rich.table import Table
 
 from weightspace.cli.console import print_note, stdout
 from weightspace.cli.options import RecipeArgument, SetOption, read_recipe_option
+from weightspace.errors import DataError
 from weightspace.training.recipe import Recipe, bundled_recipes, load_recipe
 
 
@@ -30,10 +31,14 @@ def show(
     *,
     set_: SetOption = None,
     arm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Show what this arm trains.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="Show what this arm of the comparison trains.", show_default=False),
     ] = None,
 ) -> None:
-    """Print the resolved recipe, and which of its rules acts on which parameter of its model."""
+    """Print the recipe with all defaults and overrides, and which of its rules acts on which parameter.
+
+    Nothing is trained or downloaded; the data set need not be there.
+    """
     settings = read_recipe_option(recipe, set_)
     if arm is not None:
         settings = settings.for_arm(arm)
@@ -52,21 +57,40 @@ def show(
         print_note(f"rules of the arm '{first}' (another: --arm NAME, of {', '.join(arms)}):")
         shown = settings.for_arm(first)
     if shown.rules:
-        console.print(_routing(shown))
+        _print_routing(shown)
     else:
         print_note("no rules: the optimizer is torch's own")
 
 
-def _routing(recipe: Recipe) -> ConsoleRenderable | RichCast:
-    """The routing table of the recipe's rules on its model, built for its data."""
+def _print_routing(recipe: Recipe) -> None:
+    """Print which rule acts on which parameter, or why that is not known here."""
+    try:
+        shape = _image_shape(recipe)
+    except DataError as error:
+        print_note(f"which parameters the rules act on depends on the images, which are not here: {error}")
+        return
+    stdout().print(_routing(recipe, shape))
+
+
+def _image_shape(recipe: Recipe) -> dict[str, int]:
+    """What the model needs to know of the images. Published data sets need not be there for that."""
+    from weightspace.training.data import DATASETS, load_data
+
+    info = DATASETS[recipe.data.name]
+    if info.shape is not None and info.class_names:
+        channels, _, size = info.shape
+        return {"in_channels": channels, "image_size": size, "num_classes": len(info.class_names)}
+    data = load_data(info.name, root=recipe.data.root, download=False)
+    return {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
+
+
+def _routing(recipe: Recipe, shape: dict[str, int]) -> ConsoleRenderable | RichCast:
+    """The routing table of the recipe's rules on its model."""
     import torch
 
     import weightspace
     from weightspace.training.models import build_model
-    from weightspace.training.session import load_recipe_data
 
-    data = load_recipe_data(recipe)
-    shape = {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
     model = build_model(recipe.model.name, **shape, **recipe.model.options)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.train.optimizer.lr)
     return weightspace.attach(optimizer, model, *recipe.make_rules()).table()

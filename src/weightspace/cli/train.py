@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,14 +18,22 @@ from weightspace.cli.options import (
     ResumeOption,
     SetOption,
     command_line,
+    command_words,
     read_recipe_option,
-    recorded,
 )
+from weightspace.cli.run_folder import RUN_FILE, finished_or_refused, look
 from weightspace.errors import RunError
-from weightspace.training.files import JsonObject, ensure_writable_folder, write_json_atomically
+from weightspace.training.checkpoint import has_checkpoint
+from weightspace.training.files import JsonObject, write_json_atomically
+from weightspace.training.interrupt import INTERRUPTED, Interrupted
+from weightspace.training.lock import locked
 from weightspace.training.recipe import Recipe, run_fingerprint
 
-RUN_FILE = "run.json"
+if TYPE_CHECKING:
+    from weightspace.training.data import ImageData
+
+__all__ = ["RUN_FILE", "train"]
+
 DIVERGED = 1
 
 
@@ -32,77 +41,105 @@ def train(
     recipe: RecipeArgument,
     *,
     out: OutOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides initial weights, dropout and order of the images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Decides initial weights, dropout and the order of the images.")
+    ] = 0,
     set_: SetOption = None,
     resume: ResumeOption = False,
     fresh: FreshOption = False,
     accelerator: AcceleratorOption = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard curves.")] = False,
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, metavar="STEPS", help="Save every STEPS steps besides every epoch's end.")
+        int | None,
+        typer.Option(min=1, metavar="STEPS", help="Save every STEPS steps too, not only after epochs."),
     ] = None,
 ) -> int:
     """Train a recipe once, with its own `rules` and no tuning.
 
     Writes metrics.jsonl, result.json, model.safetensors and checkpoints to DIR (default: runs/NAME-train).
-    Ctrl-C saves; the same command with --resume goes on, bit for bit.
+    Ctrl-C saves the state; the same command with --resume goes on from there, bit for bit.
     """
     settings = read_recipe_option(recipe, set_)
     if resume and fresh:
         raise RunError("--resume continues a run and --fresh deletes it; give one of them")
     folder = out if out is not None else Path("runs") / f"{settings.name}-train"
-    ensure_writable_folder(folder)
-    fingerprint = run_fingerprint(settings, seed)
-    finished = None if fresh else _check_folder(folder, fingerprint, resume=resume)
-    if finished is not None:
-        print_note(f"{folder} holds this run, already finished; --fresh trains it again")
-        return _tell(folder, finished)
-    result = _run(
-        settings,
-        folder,
-        seed,
-        command_resume=resume and not fresh,
-        options=(accelerator, tensorboard, checkpoint_every),
-    )
+    with locked(folder, "training"):
+        if fresh:
+            look(folder)  # refuses a comparison
+        else:
+            finished = finished_or_refused(folder, settings, seed, resume=resume)
+            if finished is not None:
+                print_note(f"{folder} holds this run, already finished; --fresh trains it again")
+                return _tell(folder, finished)
+        options = (accelerator, tensorboard, checkpoint_every)
+        begun: list[int] = []
+        try:
+            result = _run(settings, folder, seed, begun, resume=resume, options=options)
+        except KeyboardInterrupt as error:
+            raise _with_advice(error, folder, begun=bool(begun)) from error
     return _tell(folder, result)
 
 
-def _check_folder(folder: Path, fingerprint: str, *, resume: bool) -> JsonObject | None:
-    """Refuse a folder with another run in it; the result if this very run is finished there."""
-    from weightspace.training.loop import finished_result
-
-    if (folder / "compare.json").exists():
-        raise RunError(f"{folder} holds a comparison; choose another folder with --out")
-    run = recorded(folder, RUN_FILE)
-    if run is None:
-        left = [n for n in ("result.json", "metrics.jsonl", "model.safetensors") if (folder / n).exists()]
-        left += [p.name for p in folder.glob("checkpoint-*.safetensors")]
-        if left and not resume:
-            raise RunError(
-                f"{folder} holds {left[0]} but no {RUN_FILE}; choose another folder with --out, go on with --resume, "
-                "or replace it with --fresh"
-            )
-        return None
-    if run.get("fingerprint") != fingerprint:
-        raise RunError(
-            f"{folder} holds a run with other settings or another seed; choose another folder with --out, "
-            "or --fresh to replace it"
-        )
-    finished = finished_result(folder, fingerprint)
-    if finished is None and not resume:
-        raise RunError(f"{folder} holds this run, unfinished; go on with --resume, or --fresh to start it anew")
-    return finished
+def _with_advice(error: KeyboardInterrupt, folder: Path, *, begun: bool) -> KeyboardInterrupt:
+    """The interruption with the command that goes on, whether the state was saved or a second Ctrl-C left no time."""
+    words = command_words()
+    if begun:  # before that the folder is as it was, and the same command does the same
+        words = [word for word in words if word not in {"--resume", "--fresh"}]
+        words += ["--resume"] if has_checkpoint(folder) else []
+    number = int(getattr(error, "exit_code", INTERRUPTED)) - 128
+    return Interrupted(f"{str(error) or 'interrupted'}; go on with: {shlex.join(words)}", number)
 
 
 def _run(
-    recipe: Recipe, folder: Path, seed: int, *, command_resume: bool, options: tuple[str, bool, int | None]
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+    begun: list[int],
+    *,
+    resume: bool,
+    options: tuple[str, bool, int | None],
 ) -> JsonObject:
-    from weightspace.training.environment import machine, versions
+    """Load the data and train; `begun` gets the steps done before as soon as the folder is this run's."""
     from weightspace.training.loop import train_run
     from weightspace.training.session import load_recipe_data
 
     accelerator, tensorboard, checkpoint_every = options
     data = load_recipe_data(recipe)
+
+    def started(steps: int) -> None:
+        begun.append(steps)
+        if resume and steps == 0:
+            print_note(f"{folder} holds no checkpoint: training starts from the beginning")
+        _record(folder, recipe, seed, data, steps)
+
+    with progress_bar("steps") as move:
+        return train_run(
+            recipe,
+            folder,
+            seed=seed,
+            data=data,
+            progress=lambda done, total: move(recipe.name, done, total),
+            started=started,
+            resume=resume,
+            checkpoint_every_epochs=1,
+            checkpoint_every_steps=checkpoint_every,
+            tensorboard=tensorboard,
+            accelerator=accelerator,
+        )
+
+
+def _record(folder: Path, recipe: Recipe, seed: int, data: ImageData, steps: int) -> None:
+    """Write `run.json`; a resumed run keeps what is there and adds when, how and with what it went on."""
+    from weightspace.training.environment import machine, versions
+
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    earlier = look(folder).run if steps else None
+    if earlier is not None:
+        session = {"at": now, "step": steps, "command": command_line(), "versions": versions()}
+        resumed = earlier.get("resumed")
+        earlier["resumed"] = [*(resumed if isinstance(resumed, list) else []), session]
+        write_json_atomically(folder / RUN_FILE, earlier)
+        return
     run = {
         "recipe": recipe.to_dict(),
         "seed": seed,
@@ -116,23 +153,12 @@ def _run(
             "source": data.source,
             "train": len(data.train_labels),
             "test": len(data.test_labels),
+            "classes": data.num_classes,
+            "checksum": data.checksum,
         },
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": now,
     }
     write_json_atomically(folder / RUN_FILE, run)
-    with progress_bar("steps") as move:
-        return train_run(
-            recipe,
-            folder,
-            seed=seed,
-            data=data,
-            progress=lambda done, total: move(recipe.name, done, total),
-            resume=command_resume,
-            checkpoint_every_epochs=1,
-            checkpoint_every_steps=checkpoint_every,
-            tensorboard=tensorboard,
-            accelerator=accelerator,
-        )
 
 
 def _tell(folder: Path, result: JsonObject) -> int:

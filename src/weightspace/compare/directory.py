@@ -1,149 +1,127 @@
-"""A comparison's folder: made, locked, and refused when it belongs to another recipe."""
+"""A comparison's folder: what is in it, what does not belong there, what is moved aside and what is deleted.
+
+- `compare.json`: recipe, folder names of the arms, data, versions, machine, sessions;
+- `arms/SLUG/tune/TRIAL-seedK/` and `arms/SLUG/final/seedK/`: one run each, `metrics.jsonl` and `result.json`;
+- `superseded/`: finished runs whose settings no longer belong to the comparison;
+- `table.json`, `table.md`, `report.html`, `plots/`, `errors.txt`.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timezone
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
-from weightspace.compare.results import COMPARE_FILE
+from weightspace.compare.records import COMPARE_FILE
 from weightspace.errors import RunError
-from weightspace.training.environment import machine, versions
-from weightspace.training.files import JsonObject, ensure_writable_folder, read_json, write_json_atomically
-from weightspace.training.recipe import Recipe
+from weightspace.training.files import delete_leftovers, reason_of
 
-LOCK_FILE = ".lock"
 ERRORS_FILE = "errors.txt"
-_SHOWN = 3  # differences named in a refusal; more of them hide the first
-_WITHOUT_EFFECT = {"name", "description"}
+ARMS_FOLDER = "arms"
+SUPERSEDED_FOLDER = "superseded"
+_WRITTEN_UNDER_LOCK = (COMPARE_FILE, ERRORS_FILE, "table.json", "table.md")
+# What a comparison writes: `delete_comparison` deletes these and nothing else.
+_FILES = (*_WRITTEN_UNDER_LOCK, "report.html")
+_FOLDERS = (ARMS_FOLDER, SUPERSEDED_FOLDER, "plots")
+_RUN_FOLDERS = {"tune": re.compile(r"\d+-seed\d+"), "final": re.compile(r"seed\d+")}
 
 
-def now() -> str:
-    """The time as reports show it: UTC, to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete half-written temporary files of a process that was killed. Only for the holder of the lock.
 
-
-@contextmanager
-def locked(run_dir: Path) -> Generator[None, None, None]:
-    """Hold a comparison's folder for this process. The lock goes with the process, however that ends.
-
-    Args:
-        run_dir: The folder; made when missing.
-
-    Raises:
-        RunError: The folder cannot be written, or another process is running a comparison in it.
+    Only files that nobody but the holder writes: a report may be in the making at the same time. What a killed worker
+    left goes when its run is trained again.
     """
-    ensure_writable_folder(run_dir)
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock; two comparisons in one folder go unnoticed there
-        yield
-        return
-    handle = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"another process is running a comparison in {run_dir}; wait for it, or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
+    delete_leftovers(run_dir, *_WRITTEN_UNDER_LOCK)
 
 
-def open_comparison(recipe: Recipe, run_dir: Path, *, command: str, workers: int, threads: int) -> JsonObject:
-    """Start or continue a comparison in a folder.
+def strangers(run_dir: Path) -> list[str]:
+    """Names in a folder without `compare.json` that do not look like the work of a comparison; hidden ones aside.
 
-    Args:
-        recipe: The recipe.
-        run_dir: An empty folder, or one where a comparison of the same recipe was started. New arms may have been
-            added.
-        command: The command line, for the report.
-        workers: Worker processes, for the report: they decide the time per step.
-        threads: Threads of each, likewise.
-
-    Returns:
-        The content of `compare.json`, as written.
-
-    Raises:
-        RunError: The folder holds something else, or a comparison of another recipe; the sentence names what differs.
+    An empty folder has none. Tables and plots alone could be anybody's, so they are strangers unless `arms` is there
+    and holds nothing but folders of runs.
     """
-    path = run_dir / COMPARE_FILE
-    facts: JsonObject
-    if path.exists():
-        facts = read_json(path)
-        _refuse_other_recipe(facts, recipe, run_dir)
-        session = {"at": now(), "command": command, "versions": versions()}
-        facts["resumed"] = [*facts.get("resumed", []), session]
-        facts["recipe"] = recipe.to_dict()
-    else:
-        strangers = sorted(entry.name for entry in run_dir.iterdir() if not entry.name.startswith("."))
-        if strangers:
-            raise RunError(
-                f"{run_dir} holds {strangers[0]} but no {COMPARE_FILE}: not a comparison; choose an empty folder"
-            )
-        facts = {
-            "recipe": recipe.to_dict(),
-            "command": command,
-            "versions": versions(),
-            "machine": machine(),
-            "data": {"name": recipe.data.name},
-            "created": now(),
-            "resumed": [],
-        }
-    facts["workers"], facts["threads"] = workers, threads
-    write_json_atomically(path, facts)
-    (run_dir / ERRORS_FILE).unlink(missing_ok=True)
-    return facts
-
-
-def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What decides numbers and differs between two recipes, as `"path: old -> new"`.
-
-    Names and descriptions decide nothing, nor does the place of the data files (their check sum is compared instead).
-    An arm that only the new recipe has is no difference: the others' runs stay valid.
-
-    >>> recipe_differences({"train": {"epochs": 3}}, {"train": {"epochs": 4}})
-    ['train.epochs: 3 -> 4']
-    """
-    before, after = dict(_flat(old)), dict(_flat(new))
-    known_arms = _arms_of(old)
-    found: list[str] = []
-    for path in sorted(before.keys() | after.keys()):
-        if path[0] in _WITHOUT_EFFECT or path == ("data", "root") or before.get(path, path) == after.get(path, path):
-            continue
-        if path[:2] == ("compare", "arms") and path[2] not in known_arms:
-            continue
-        found.append(f"{'.'.join(path)}: {before.get(path, 'nothing')} -> {after.get(path, 'nothing')}")
+    names = _shown(run_dir)
+    if ARMS_FOLDER not in names:
+        return names
+    found = [name for name in names if name not in (*_FILES, *_FOLDERS)]
+    arms = run_dir / ARMS_FOLDER
+    for arm in _shown(arms):
+        stages = _shown(arms / arm)
+        for stage in stages:
+            pattern = _RUN_FOLDERS.get(stage)
+            runs = _shown(arms / arm / stage)
+            if pattern is None or not all(pattern.fullmatch(run) for run in runs):
+                found.append(f"{ARMS_FOLDER}/{arm}/{stage}")
+        if not (arms / arm).is_dir():
+            found.append(f"{ARMS_FOLDER}/{arm}")
     return found
 
 
-def _refuse_other_recipe(facts: Mapping[str, Any], recipe: Recipe, run_dir: Path) -> None:
-    stored = facts.get("recipe")
-    if not isinstance(stored, dict):
-        raise RunError(f"{run_dir / COMPARE_FILE} is damaged: it holds no recipe; compare into a new folder")
-    differences = recipe_differences(cast("dict[str, Any]", stored), recipe.to_dict())
-    if differences:
-        more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise RunError(
-            f"{run_dir} holds a comparison of another recipe ({'; '.join(differences[:_SHOWN])}{more}); "
-            "choose another folder, or use the recipe that was started there"
-        )
+def has_finished_runs(run_dir: Path, slug: str) -> bool:
+    """Whether any run of an arm has ended, of tuning or final."""
+    return any((run_dir / ARMS_FOLDER / slug).glob("*/*/result.json"))
 
 
-def _flat(value: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    if isinstance(value, Mapping) and value:
-        entries = cast("Mapping[object, object]", value).items()
-    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
-        entries = list(enumerate(cast("Sequence[object]", value)))
-    else:
-        return [(path, value)]
-    return [leaf for key, inner in entries for leaf in _flat(inner, (*path, str(key)))]
+def discard_arms(run_dir: Path, slugs: Sequence[str]) -> None:
+    """Delete the half-written runs of arms that the recipe no longer has.
+
+    Raises:
+        RunError: They cannot be deleted.
+    """
+    _delete(run_dir, [run_dir / ARMS_FOLDER / slug for slug in slugs])
 
 
-def _arms_of(recipe: Mapping[str, Any]) -> set[str]:
-    return set(((recipe.get("compare") or {}).get("arms") or {}).keys())
+def set_aside(run_dir: Path, directory: str) -> Path:
+    """Move a finished run, whose settings are no longer those asked for, out of the way: nothing finished is deleted.
+
+    Args:
+        run_dir: Folder of the comparison.
+        directory: The run's folder below it.
+
+    Returns:
+        Where it is now: `superseded/<directory>`, with `-2`, `-3`, ... when that exists.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
+    first = run_dir / SUPERSEDED_FOLDER / directory
+    target, number = first, 1
+    while target.exists():
+        number += 1
+        target = first.with_name(f"{first.name}-{number}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return (run_dir / directory).rename(target)
+
+
+def delete_comparison(run_dir: Path) -> None:
+    """Delete what a comparison has written to a folder, and nothing else; a folder without one stays as it is.
+
+    Raises:
+        RunError: The folder holds files like a comparison's, but no comparison; or something cannot be deleted.
+    """
+    if not (run_dir / COMPARE_FILE).exists():
+        present = [name for name in (*_FILES, *_FOLDERS) if (run_dir / name).exists()]
+        unknown = [name for name in strangers(run_dir) if name.partition("/")[0] in present]
+        if unknown:
+            raise RunError(
+                f"{run_dir} holds {unknown[0]} but no {COMPARE_FILE}; --fresh deletes only comparisons, "
+                "choose another folder"
+            )
+    _delete(run_dir, [run_dir / name for name in (*_FILES, *_FOLDERS)])
+
+
+def _delete(run_dir: Path, paths: Sequence[Path]) -> None:
+    try:
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot delete the earlier comparison in {run_dir}: {reason_of(error)}") from error
+
+
+def _shown(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else []

@@ -8,22 +8,21 @@ and judged on the test set. An arm with `tune: false` uses the recipe's own sett
 from __future__ import annotations
 
 import itertools
-import math
-import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from weightspace.compare.trials import Trial, make_trials
 from weightspace.errors import RecipeError
-from weightspace.training.recipe import CompareSettings, Recipe, TuneSettings
+from weightspace.training.recipe import CompareSettings, Recipe
 
 Stage = Literal["tune", "final"]
 
 FIRST_TUNING_SEED = 1000  # far from the final seeds 0 .. n-1: no run that chose a setting is also counted for it
 HOLD_OUT_SEED = 0  # one held-out part for all arms and trials
-_DRAW_SEED = 0
 _LONGEST_SLUG = 60
+_SHARED_DATA = ("name", "root", "train_size", "test_size")  # what decides the images; only augmentation may differ
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,6 @@ class Arm:
     index: int
     tuned: bool
     recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting that tuning tries: dotted path of the recipe to value."""
-
-    number: int
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,80 +97,40 @@ class Plan:
         return tuned * len(self.trials) * len(self.tuning_seeds) + len(self.arms) * len(self.final_seeds)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What tuning chose for an arm.
-
-    Attributes:
-        trial: The best trial.
-        score: Its mean validation accuracy, 0 to 1.
-        edge: Tuned paths whose best value is the smallest or largest tried: the best may lie beyond.
-    """
-
-    trial: Trial
-    score: float
-    edge: tuple[str, ...]
-
-
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, slugs: Mapping[str, str] | None = None) -> Plan:
     """Plan the comparison that a recipe describes.
 
     Args:
         recipe: A recipe with a `compare` part.
+        slugs: Folder names that arms have already, from `compare.json`: they are kept, whatever the order of the arms.
 
     Raises:
-        RecipeError: The recipe has no `compare` part, or a tuned arm itself sets what tuning sets.
+        RecipeError: The recipe has no `compare` part; a tuned arm itself sets what tuning sets; or an arm would be
+            tested on other images than the rest.
     """
     settings = recipe.compare
     if settings is None:
         raise RecipeError(
             f"recipe '{recipe.name}' has no 'compare' part; add one with baseline and arms, or use `train`"
         )
-    trials = make_trials(settings.tune)
-    slugs = make_slugs(settings.arms)
+    recipes = {name: recipe.for_arm(name) for name in settings.arms}
+    tuned = [recipes[name] for name, arm in settings.arms.items() if arm.tune]
+    trials = make_trials(settings.tune, tuned)
+    _refuse_tuned_data(trials)
+    folders = make_slugs(settings.arms, slugs)
     arms: list[Arm] = []
     for index, (name, arm) in enumerate(settings.arms.items()):
-        tuned = arm.tune and bool(trials)
-        overwritten = sorted(set(arm.set) & set(trials[0].settings)) if tuned else []
+        _refuse_other_data(name, recipes[name], recipe)
+        is_tuned = arm.tune and bool(trials)
+        overwritten = sorted(set(arm.set) & set(trials[0].settings)) if is_tuned else []
         if overwritten:
             raise RecipeError(
                 f"arm '{name}' sets {overwritten[0]}, which tuning would overwrite; "
                 f"give the arm `tune: false` or leave {overwritten[0]} out of its `set`"
             )
-        arms.append(Arm(name, slugs[name], index, tuned, recipe.for_arm(name)))
+        arms.append(Arm(name, folders[name], index, is_tuned, recipes[name]))
     tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + (settings.tune.seeds if settings.tune else 0))
     return Plan(recipe, settings, tuple(arms), trials, tuple(tuning_seeds), tuple(range(settings.seeds)))
-
-
-def make_trials(tune: TuneSettings | None) -> tuple[Trial, ...]:
-    """All settings that tuning tries: the product of a grid, or log-uniform draws that depend on the recipe alone.
-
-    Args:
-        tune: The recipe's `compare.tune`, or None for no tuning.
-    """
-    if tune is None:
-        return ()
-    if tune.grid is not None:
-        rows = itertools.product(*tune.grid.values())
-        return tuple(Trial(number, dict(zip(tune.grid, row, strict=True))) for number, row in enumerate(rows))
-    search = tune.random
-    if search is None:
-        return ()
-    generator = random.Random(_DRAW_SEED)
-    return tuple(
-        Trial(number, {path: log_uniform(generator, low, high) for path, (low, high) in search.ranges.items()})
-        for number in range(search.trials)
-    )
-
-
-def log_uniform(generator: random.Random, low: float, high: float) -> float:
-    """A draw whose logarithm is uniform between those of `low` and `high`, rounded to four significant digits.
-
-    >>> 0.01 <= log_uniform(random.Random(1), 0.01, 1.0) <= 1.0
-    True
-    """
-    value = math.exp(generator.uniform(math.log(low), math.log(high)))
-    return min(max(float(f"{value:.4g}"), low), high)
 
 
 def tuning_jobs(plan: Plan, arm: Arm) -> tuple[Job, ...]:
@@ -212,45 +163,41 @@ def final_jobs(plan: Plan, arm: Arm, trial: Trial | None) -> tuple[Job, ...]:
     )
 
 
-def choose(trials: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Choice:
-    """The trial with the highest validation accuracy; equals go to the lower loss, then to the earlier number.
+def make_slugs(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A different folder name for each arm name: lower-case letters, digits and `-`.
 
     Args:
-        trials: All trials of the plan.
-        scores: Mean validation accuracy and mean validation loss (infinite when diverged) of each. A diverged trial
-            never wins against one that did not diverge.
-
-    >>> trials = [Trial(0, {"lr": 0.1}), Trial(1, {"lr": 0.2}), Trial(2, {"lr": 0.4})]
-    >>> choose(trials, [(0.8, 0.5), (0.9, 0.4), (0.9, 0.3)]).edge
-    ('lr',)
-    """
-    best = min(
-        range(len(trials)), key=lambda index: (math.isinf(scores[index][1]), -scores[index][0], scores[index][1], index)
-    )
-    return Choice(trials[best], scores[best][0], _edges(trials, trials[best]))
-
-
-def make_slugs(names: Iterable[str]) -> dict[str, str]:
-    """A different folder name for each arm name: lower-case letters, digits and `-`.
+        names: The arms' names.
+        known: Folder names of arms that have one already; the others get free ones.
 
     >>> make_slugs(["tuned SGD", "tuned-sgd", "λ"])
     {'tuned SGD': 'tuned-sgd', 'tuned-sgd': 'tuned-sgd-2', 'λ': 'arm'}
+    >>> make_slugs(["tuned SGD", "tuned-sgd"], {"tuned-sgd": "tuned-sgd"})
+    {'tuned SGD': 'tuned-sgd-2', 'tuned-sgd': 'tuned-sgd'}
     """
+    known = known or {}
+    taken = set(known.values())
     slugs: dict[str, str] = {}
     for name in names:
         stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG] or "arm"
-        taken = set(slugs.values())
         candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-        slugs[name] = next(slug for slug in candidates if slug not in taken)
+        slugs[name] = known[name] if name in known else next(slug for slug in candidates if slug not in taken)
+        taken.add(slugs[name])
     return slugs
 
 
-def _edges(trials: Sequence[Trial], best: Trial) -> tuple[str, ...]:
-    edges: list[str] = []
-    for path, value in best.settings.items():
-        tried = [trial.settings[path] for trial in trials]
-        if isinstance(value, bool) or not all(isinstance(other, int | float) for other in tried):
-            continue  # words and booleans have no order, so no edge
-        if min(tried) < max(tried) and value in (min(tried), max(tried)):
-            edges.append(path)
-    return tuple(edges)
+def _refuse_tuned_data(trials: Sequence[Trial]) -> None:
+    paths = trials[0].settings if trials else {}
+    for path in paths:
+        if path == "data" or path.removeprefix("data.") in _SHARED_DATA:
+            raise RecipeError(f"compare.tune sets {path}, but all runs share their images; leave it out")
+
+
+def _refuse_other_data(name: str, arm: Recipe, base: Recipe) -> None:
+    for key in _SHARED_DATA:
+        own, shared = getattr(arm.data, key), getattr(base.data, key)
+        if own != shared:
+            raise RecipeError(
+                f"arm '{name}' sets data.{key} to {own} (the recipe: {shared}), but all arms of a comparison share "
+                f"their images, or a seed's difference would not come from the arm; leave it out of the arm's `set`"
+            )

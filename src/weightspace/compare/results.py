@@ -6,20 +6,21 @@ made at any time, also while the comparison is running.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightspace.compare.plan import Arm, Choice, Job, Plan, choose, final_jobs, make_plan, tuning_jobs
+from weightspace.compare.plan import Arm, Plan, final_jobs, make_plan, tuning_jobs
+from weightspace.compare.records import COMPARE_FILE, accuracy_of, chance_of, loss_of, read_facts, read_result
 from weightspace.compare.statistics import Estimate, holm, mean_interval, paired_difference
+from weightspace.compare.trials import Choice, choose, value_at
 from weightspace.errors import RunError
-from weightspace.training.files import JsonObject, read_json
-from weightspace.training.recipe import Recipe, run_fingerprint
+from weightspace.training.files import JsonObject
+from weightspace.training.recipe import Recipe
 
-COMPARE_FILE = "compare.json"
+__all__ = ["COMPARE_FILE", "ArmResult", "Comparison", "TrialResult", "read_comparison", "tuning_choice", "value_at"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class ArmResult:
     missing: tuple[str, ...]
 
     @property
+    def recipe(self) -> Recipe:
+        """What the final runs train: the arm's recipe with the tuned values, as far as these are known."""
+        return self.arm.recipe.with_overrides(self.choice.trial.settings) if self.choice else self.arm.recipe
+
+    @property
     def diverged(self) -> int:
         """Number of final runs that diverged."""
         return len(self.diverged_seeds)
@@ -110,32 +116,10 @@ def read_comparison(run_dir: Path) -> Comparison:
     """
     if not (run_dir / COMPARE_FILE).exists():
         raise RunError(f"{run_dir} is not a comparison: it has no {COMPARE_FILE}; pass the folder given to `compare`")
-    facts = read_json(run_dir / COMPARE_FILE)
-    if not isinstance(facts.get("recipe"), dict):
-        raise RunError(f"{run_dir / COMPARE_FILE} is damaged: it holds no recipe; compare into a new folder")
-    plan = make_plan(Recipe.from_dict(facts["recipe"], source=str(run_dir / COMPARE_FILE)))
-    chance = 1.0 / int((facts.get("data") or {}).get("classes") or 10)
+    facts, recipe = read_facts(run_dir)
+    plan, chance = make_plan(recipe, facts["slugs"]), chance_of(facts)
     arms = [_read_arm(run_dir, plan, arm, chance) for arm in plan.arms]
     return Comparison(run_dir, plan, facts, chance, _compared(arms, plan))
-
-
-def read_result(run_dir: Path, job: Job) -> JsonObject | None:
-    """The whole result of a job with its very settings, or None."""
-    try:
-        result = read_json(run_dir / job.directory / "result.json")
-    except RunError:
-        return None
-    if result.get("status") not in {"done", "diverged"}:
-        return None
-    return result if result.get("fingerprint") == run_fingerprint(job.recipe, job.seed) else None
-
-
-def accuracy_of(result: JsonObject, chance: float) -> float:
-    """Accuracy that a result counts with: chance level when it diverged, whatever weights it ended with."""
-    value = result.get("test_accuracy")
-    if result["status"] == "diverged" or not isinstance(value, int | float) or not math.isfinite(value):
-        return chance
-    return float(value)
 
 
 def tuning_choice(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> tuple[Choice | None, tuple[TrialResult, ...]]:
@@ -157,7 +141,7 @@ def tuning_choice(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> tuple[C
         results = by_trial.get(trial.number, [])
         if len(results) == len(plan.tuning_seeds):
             accuracy = statistics.fmean(accuracy_of(result, chance) for result in results)
-            loss = statistics.fmean(_loss_of(result) for result in results)
+            loss = statistics.fmean(loss_of(result) for result in results)
             diverged = sum(result["status"] == "diverged" for result in results)
             complete.append(TrialResult(trial.number, trial.settings, accuracy, loss, diverged))
     if not complete or len(complete) < len(plan.trials):
@@ -225,26 +209,3 @@ def _settings(plan: Plan, arm: Arm, choice: Choice | None) -> dict[str, Any]:
         return {}
     paths = list(plan.trials[0].settings) if plan.trials else ["train.optimizer.lr"]
     return {path: value for path in paths if (value := value_at(arm.recipe.to_dict(), path)) is not None}
-
-
-def value_at(values: Any, path: str) -> Any:
-    """The value at a dotted path of nested dicts and lists; None where the path leads nowhere.
-
-    >>> value_at({"rules": [{"smoothing": 4.0}]}, "rules.0.smoothing")
-    4.0
-    """
-    here = values
-    for part in path.split("."):
-        if isinstance(here, dict):
-            here = here.get(part)
-        elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
-            here = here[int(part)]
-        else:
-            return None
-    return here
-
-
-def _loss_of(result: JsonObject) -> float:
-    loss = result.get("test_loss")
-    usable = result["status"] == "done" and isinstance(loss, int | float) and math.isfinite(loss)
-    return float(loss) if usable and loss is not None else math.inf

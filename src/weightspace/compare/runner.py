@@ -1,40 +1,46 @@
 """Runs a comparison: jobs in persistent worker processes, resumable at any moment.
 
 A job's folder holds a whole `result.json` or does not count; so nothing has to be undone when the comparison is
-interrupted, a worker dies or the machine loses power. The final runs of an arm start as soon as its own tuning is
-complete.
+interrupted, a worker dies or the machine loses power.
 """
 
 from __future__ import annotations
 
-import heapq
+import functools
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from weightspace.compare.directory import ERRORS_FILE, locked, now, open_comparison
-from weightspace.compare.plan import Arm, Job, Plan, final_jobs, make_plan, tuning_jobs
-from weightspace.compare.pool import gpus, signals, worker_count, workers_of
-from weightspace.compare.results import COMPARE_FILE, read_result, tuning_choice
-from weightspace.compare.table import settings_text, write_tables
+from weightspace.compare.directory import ERRORS_FILE, remove_leftovers
+from weightspace.compare.opening import open_comparison
+from weightspace.compare.plan import Job, make_plan
+from weightspace.compare.pool import find_devices, signals, worker_count, workers_of
+from weightspace.compare.records import COMPARE_FILE, chance_of, now, read_result
+from weightspace.compare.schedule import Schedule
+from weightspace.compare.table import write_tables
 from weightspace.compare.worker import (
     LoadFunction,
     Order,
     Outcome,
     TrainFunction,
-    data_key,
+    check_data,
+    describe_data,
     do_job,
 )
 from weightspace.errors import RunError
-from weightspace.training.environment import usable_cores
+from weightspace.training.environment import usable_cores, versions
 from weightspace.training.files import JsonObject, write_json_atomically, write_text_atomically
+from weightspace.training.lock import locked
 from weightspace.training.loop import train_run
 from weightspace.training.recipe import Recipe
 from weightspace.training.session import load_recipe_data
 
 Progress = Callable[[str, int, int], None]
 """Called with (what just happened, finished runs, all runs)."""
+LOADING = "loading the data"  # told before anything else, and the one thing told that is no news for a log
 
 
 def run_comparison(
@@ -42,6 +48,7 @@ def run_comparison(
     run_dir: Path,
     *,
     workers: int | None = None,
+    accelerator: str = "auto",
     command: str = "",
     progress: Progress | None = None,
     train: TrainFunction = train_run,
@@ -54,6 +61,7 @@ def run_comparison(
         run_dir: Folder of the comparison: empty, missing, or one where this recipe was started before.
         workers: Processes that train at the same time. None: one per GPU, or one per CPU core where there is no GPU.
             The cores are shared evenly among the workers' threads.
+        accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
         command: The command line, for the report.
         progress: Called after every finished run with (what happened, finished runs, all runs).
         train: Trains one run; must be importable by name, as it goes to other processes.
@@ -63,122 +71,127 @@ def run_comparison(
         `run_dir`, which now holds `compare.json`, `arms/`, `table.json` and `table.md`.
 
     Raises:
-        RecipeError: The recipe describes no comparison.
+        RecipeError: The recipe describes no comparison, or one whose arms do not share their images; or this machine
+            does not have the accelerator.
+        DataError: The data are not there or damaged. They are loaded once before the first worker starts.
         RunError: The folder belongs to another recipe or cannot be written; a run failed (its traceback is in
             `errors.txt`); a worker process died.
         ComparisonInterrupted: Ctrl-C or SIGTERM; the same command continues.
     """
-    plan = make_plan(recipe)
-    devices = gpus()
-    count = worker_count(workers, plan.total, devices)
+    total = make_plan(recipe).total  # a recipe without a comparison is refused before anything is touched
+    devices = find_devices(accelerator)
+    count = worker_count(workers, total, devices)
     threads = max(1, usable_cores() // count)
-    with locked(run_dir):
-        facts = open_comparison(recipe, run_dir, command=command, workers=count, threads=threads)
-        comparison = _Running(plan, run_dir, facts, train, load, progress)
-        if comparison.ready:
-            with signals(run_dir), workers_of(count, threads, devices) as pool:
-                comparison.run(pool, count)
+    if accelerator != "auto":
+        train = functools.partial(train, accelerator=accelerator)
+    again = "the same command" + (" without --fresh" if "--fresh" in command.split() else "")
+    with locked(run_dir, "running a comparison"), signals(run_dir, again):
+        remove_leftovers(run_dir)
+        session = {"at": now(), "command": command, "versions": versions(), "accelerator": accelerator}
+        facts = open_comparison(recipe, run_dir, session) | {"workers": count, "threads": threads}
+        comparison = _Running(run_dir, facts, train, load, progress, again)
+        schedule = comparison.schedule()
+        if schedule:
+            with workers_of(count, threads, devices.cuda) as pool:
+                comparison.run(schedule, pool, count)
         facts["finished"] = now()
         write_json_atomically(run_dir / COMPARE_FILE, facts)
         write_tables(run_dir)
     return run_dir
 
 
+@dataclass
 class _Running:
-    """The state of one call: which jobs are ready, and what came of the others."""
+    """One call of `run_comparison`: its folder and functions, and what came of its runs."""
 
-    def __init__(  # noqa: PLR0917 - made in one place only
-        self,
-        plan: Plan,
-        run_dir: Path,
-        facts: JsonObject,
-        train: TrainFunction,
-        load: LoadFunction,
-        progress: Progress | None,
-    ) -> None:
-        self.plan, self.run_dir, self.facts = plan, run_dir, facts
-        self.train, self.load, self.progress = train, load, progress
-        self.arms = {arm.name: arm for arm in plan.arms}
-        self.reference = data_key(self.arms[plan.settings.baseline].recipe)
-        self.ready: list[tuple[tuple[int, ...], int, Job]] = []
-        self.waiting: dict[str, int] = {}  # tuning runs that an arm's final runs wait for
-        self.done = 0
-        self.failed: list[Outcome] = []
-        for arm in plan.arms:
-            self.waiting[arm.name] = self._add(tuning_jobs(plan, arm))
-            if not self.waiting[arm.name]:
-                self._add_final(arm)
+    run_dir: Path
+    facts: JsonObject
+    train: TrainFunction
+    load: LoadFunction
+    progress: Progress | None
+    again: str
+    done: int = 0
+    data_checked: bool = False
+    failed: list[Outcome] = field(default_factory=list[Outcome])
 
-    def run(self, pool: ProcessPoolExecutor, count: int) -> None:
+    def __post_init__(self) -> None:
+        self.plan = make_plan(Recipe.from_dict(self.facts["recipe"]), self.facts["slugs"])
+
+    def schedule(self) -> Schedule:
+        """The runs that are left. Loads the data if there are any, then writes `compare.json`."""
+        if "classes" not in self.facts["data"]:
+            self._load_data()  # how many there are decides what a diverged run counts
+        schedule = Schedule(self.plan, self.run_dir, chance=chance_of(self.facts), tell=self._tell)
+        self.done = schedule.done
+        if schedule:
+            self._load_data()
+        write_json_atomically(self.run_dir / COMPARE_FILE, self.facts)
+        with suppress(OSError):  # an old error; the table does not read it
+            (self.run_dir / ERRORS_FILE).unlink(missing_ok=True)
+        return schedule
+
+    def run(self, schedule: Schedule, pool: ProcessPoolExecutor, count: int) -> None:
         """Keep `count` jobs in the pool until all are done, or until the running ones are after a failure."""
         running: dict[Future[Outcome], Job] = {}
         self._tell(f"{self.done} of {self.plan.total} runs were finished before" if self.done else "starting")
         try:
-            while running or (self.ready and not self.failed):
-                while self.ready and len(running) < count and not self.failed:
-                    job = heapq.heappop(self.ready)[-1]
+            while running or (schedule and not self.failed):
+                while schedule and len(running) < count and not self.failed:
+                    job = schedule.take()
                     running[pool.submit(do_job, self._order(job))] = job
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in sorted(finished, key=lambda future: running[future].order):
                     outcome = future.result()
                     del running[future]
-                    self._collect(outcome)
+                    self._collect(outcome, schedule)
         except BrokenProcessPool as error:
             names = "; ".join(job.name for job in running.values())
             raise RunError(
                 f"a worker process was killed while training ({names}), perhaps for lack of memory; "
-                "run the same command again to continue, with fewer workers if it happens again"
+                f"finished runs are kept, and {self.again} continues (use fewer --workers if it happens again)"
             ) from error
         if self.failed:
             self._report_failures()
 
-    def _add(self, jobs: tuple[Job, ...]) -> int:
-        """Queue the jobs that have no whole result; their number."""
-        left = [job for job in jobs if read_result(self.run_dir, job) is None]
-        self.done += len(jobs) - len(left)
-        for job in left:
-            heapq.heappush(self.ready, (job.order, len(self.ready), job))
-        return len(left)
+    def _load_data(self) -> None:
+        """Load the images once before any worker does: what is wrong with them is one sentence at the start.
 
-    def _add_final(self, arm: Arm) -> None:
-        choice, _ = tuning_choice(self.run_dir, self.plan, arm, self._chance())
-        if choice is not None:
-            self._tell(f"{arm.name}: tuning chose {settings_text(choice.trial.settings)}")
-        self._add(final_jobs(self.plan, arm, choice.trial if choice is not None else None))
+        This also fills the cache of decoded images, which the workers then read.
+        """
+        if self.data_checked:
+            return
+        self._tell(LOADING)
+        info = describe_data(self.load(self.plan.recipe))
+        check_data(info, self.facts["data"].get("checksum"))
+        self.facts["data"], self.data_checked = info, True
 
-    def _collect(self, outcome: Outcome) -> None:
-        if outcome.data is None:
+    def _collect(self, outcome: Outcome, schedule: Schedule) -> None:
+        if outcome.error:
             self.failed.append(outcome)
             self._tell(f"FAILED {outcome.job.name}: {outcome.error}")
             return
-        if "checksum" not in self.facts["data"] and data_key(outcome.job.recipe) == self.reference:
-            self.facts["data"] = outcome.data
-            write_json_atomically(self.run_dir / COMPARE_FILE, self.facts)
         self.done += 1
-        result = read_result(self.run_dir, outcome.job) or {}
-        self._tell(f"{outcome.job.name}: {_summary(result)}")
-        if outcome.job.stage == "tune":
-            self.waiting[outcome.job.arm] -= 1
-            if not self.waiting[outcome.job.arm]:
-                self._add_final(self.arms[outcome.job.arm])
+        self._tell(f"{outcome.job.name}: {_summary(read_result(self.run_dir, outcome.job) or {})}")
+        schedule.finished(outcome.job)
 
     def _order(self, job: Job) -> Order:
-        known = self.facts["data"].get("checksum") if data_key(job.recipe) == self.reference else None
-        return Order(job, self.run_dir, self.plan.validation_fraction, known, self.train, self.load)
-
-    def _chance(self) -> float:
-        return 1.0 / int(self.facts["data"].get("classes") or 10)
+        checksum = str(self.facts["data"]["checksum"])
+        return Order(job, self.run_dir, self.plan.validation_fraction, checksum, self.train, self.load)
 
     def _report_failures(self) -> None:
         text = "\n".join(
             f"{outcome.job.name} ({outcome.job.directory})\n{outcome.traceback}" for outcome in self.failed
         )
-        write_text_atomically(self.run_dir / ERRORS_FILE, text)
+        where = f"the traceback is in {self.run_dir / ERRORS_FILE}, "
+        try:
+            write_text_atomically(self.run_dir / ERRORS_FILE, text)
+        except RunError:  # a full disk, which is then also what failed: that is the sentence to show
+            where = ""
         first = self.failed[0]
         more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
         raise RunError(
-            f"the run '{first.job.name}' failed{more}: {first.error.rstrip('.')}; the traceback is in "
-            f"{self.run_dir / ERRORS_FILE}, finished runs are kept, and the same command continues"
+            f"the run '{first.job.name}' failed{more}: {first.error.rstrip('.')}; {where}"
+            f"finished runs are kept, and {self.again} continues"
         )
 
     def _tell(self, text: str) -> None:

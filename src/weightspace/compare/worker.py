@@ -6,7 +6,6 @@ decides and kills it) and ends itself when the parent is gone.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -19,18 +18,19 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+from weightspace.compare.directory import set_aside
 from weightspace.compare.plan import HOLD_OUT_SEED, Job
-from weightspace.compare.results import read_result
+from weightspace.compare.records import finished_run, read_result
 from weightspace.errors import RunError, WeightspaceError
 from weightspace.training.data import ImageData
-from weightspace.training.files import JsonObject
+from weightspace.training.files import JsonObject, reason_of
 from weightspace.training.recipe import Recipe
 
 TrainFunction = Callable[..., JsonObject]
 LoadFunction = Callable[[Recipe], ImageData]
 DataInfo = dict[str, Any]
 
-_loaded: dict[tuple[object, ...], tuple[ImageData, DataInfo]] = {}
+_loaded: dict[str, ImageData] = {}  # check sum to images
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Order:
         job: The job.
         run_dir: Folder of the comparison.
         validation_fraction: Part of the training set held out in the tuning stage.
-        data_checksum: What earlier runs of this comparison were trained on; None when that is not known yet, or when
-            the job's arm sets data of its own.
+        data_checksum: What all runs of this comparison are trained on.
         train: The training function, `weightspace.training.loop.train_run` but for tests.
         load: Gives a recipe's data.
     """
@@ -50,17 +49,16 @@ class Order:
     job: Job
     run_dir: Path
     validation_fraction: float
-    data_checksum: str | None
+    data_checksum: str
     train: TrainFunction
     load: LoadFunction
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: its result and facts about its data, or the error's one sentence and its traceback."""
+    """What came of a job: a whole result in its folder, or the error's one sentence and its traceback."""
 
     job: Job
-    data: DataInfo | None = None
     error: str = ""
     traceback: str = ""
 
@@ -89,41 +87,51 @@ def start_worker(threads: int, counter: Synchronized[int], devices: tuple[str, .
 def do_job(order: Order) -> Outcome:
     """Train one job from scratch into its folder. Never raises: an error comes back as text.
 
-    What an interrupted run left in the folder is deleted first.
+    What an interrupted run left in the folder is deleted first; a finished run of other settings is set aside.
     """
     job = order.job
     try:
-        info = _train(order)
+        _train(order)
     except WeightspaceError as error:
         return Outcome(job, error=str(error), traceback=traceback.format_exc())
+    except OSError as error:  # a full disk, a folder that went away: no bug
+        where = f" ({error.filename})" if error.filename else ""
+        return Outcome(job, error=f"{reason_of(error)}{where}", traceback=traceback.format_exc())
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the parent reports a bug with the job's name
         return Outcome(job, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-    return Outcome(job, data=info)
+    return Outcome(job)
 
 
-def _train(order: Order) -> DataInfo:
+def _train(order: Order) -> None:
     job = order.job
-    data, info = _whole_data(order)
-    if order.data_checksum is not None and info["checksum"] != order.data_checksum:
-        raise RunError(
-            f"the data '{job.recipe.data.name}' found now ({info['source']}) are not those that this comparison "
-            "was started with; restore those, or compare into a new folder"
-        )
+    data = _data_of(order)
     if job.stage == "tune":
         data = data.hold_out(order.validation_fraction, seed=HOLD_OUT_SEED)
     directory = order.run_dir / job.directory
-    if directory.exists():
+    if finished_run(directory) is not None:
+        set_aside(order.run_dir, job.directory)
+    elif directory.exists():
         shutil.rmtree(directory)
     order.train(job.recipe, directory, seed=job.seed, data=data)
     if read_result(order.run_dir, job) is None:
         raise RunError(f"training ended without a whole result.json in {directory}")
-    return info
 
 
-def data_key(recipe: Recipe) -> tuple[object, ...]:
-    """What decides the images of a recipe: equal keys load once."""
-    data = recipe.data
-    return (data.name, data.root, data.train_size, data.test_size)
+def check_data(info: DataInfo, checksum: str | None) -> None:
+    """Refuse other images than those that the comparison was started with.
+
+    Args:
+        info: `describe_data` of what was found now.
+        checksum: That of the comparison, or None at its start.
+
+    Raises:
+        RunError: They are not the same.
+    """
+    if checksum is not None and info["checksum"] != checksum:
+        raise RunError(
+            f"the data '{info['name']}' found now ({info['source']}) are not those that this comparison "
+            "was started with; restore those, or compare into a new folder"
+        )
 
 
 def describe_data(data: ImageData) -> DataInfo:
@@ -131,9 +139,6 @@ def describe_data(data: ImageData) -> DataInfo:
 
     Cost: one pass over the images, 0.1 s for CIFAR-10.
     """
-    digest = hashlib.sha256()
-    for tensor in (data.train_images, data.train_labels, data.test_images, data.test_labels):
-        digest.update(tensor.contiguous().numpy().data)
     return {
         "name": data.name,
         "label": data.label,
@@ -141,17 +146,17 @@ def describe_data(data: ImageData) -> DataInfo:
         "train": len(data.train_labels),
         "test": len(data.test_labels),
         "classes": data.num_classes,
-        "checksum": f"sha256:{digest.hexdigest()}",
+        "checksum": data.checksum,
     }
 
 
-def _whole_data(order: Order) -> tuple[ImageData, DataInfo]:
-    key = data_key(order.job.recipe)
-    if key not in _loaded:
+def _data_of(order: Order) -> ImageData:
+    """The comparison's images: loaded and checked at a worker's first job, kept for the others."""
+    if order.data_checksum not in _loaded:
         data = order.load(order.job.recipe)
-        _loaded.clear()  # an arm with data of its own: keep one set in memory, not all
-        _loaded[key] = (data, describe_data(data))
-    return _loaded[key]
+        check_data(describe_data(data), order.data_checksum)
+        _loaded[order.data_checksum] = data
+    return _loaded[order.data_checksum]
 
 
 def _end_with_parent() -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from weightspace.errors import AttachError
@@ -20,6 +21,9 @@ _NORMS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+
+# Names that wrappers of a submodule put into the qualified names of its parameters.
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class ParameterInfo:
         groups: `groups` of a convolution, else 1.
         is_head: True for the last convolution or linear layer in registration order.
         is_parametrized: True for the inner tensor of a `torch.nn.utils.parametrize` parametrization.
+        owner: The module that `role` is an attribute of; None for a tensor that belongs to no model.
     """
 
     name: str
@@ -45,6 +50,15 @@ class ParameterInfo:
     groups: int
     is_head: bool
     is_parametrized: bool
+    owner: nn.Module | None = None
+
+    @property
+    def is_in_place(self) -> bool:
+        """True while the owner holds this very parameter as a plain attribute, as it did when it was described."""
+        if self.owner is None:
+            return True
+        # The table itself: attribute access would run a parametrization.
+        return self.owner._parameters.get(self.role) is self.parameter  # noqa: SLF001
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,20 +101,27 @@ def _kind(module: nn.Module) -> Kind:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
+    """The user's own module inside `torch.compile`, (`Distributed`)`DataParallel` or Lightning Fabric's wrapper."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
+        if inner is None and (isinstance(model, nn.DataParallel | DistributedDataParallel) or _is_fabric(model)):
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module) or inner is model:
             return model
         model = inner
+
+
+def _is_fabric(model: nn.Module) -> bool:
+    # Known by its attributes: Lightning is an extra, and importing it costs seconds.
+    # The table itself: both names may hold one module, which named_children() lists once.
+    return {"_forward_module", "_original_module"} <= model._modules.keys()  # noqa: SLF001
 
 
 def describe(model: nn.Module) -> list[ParameterInfo]:
     """Lists every parameter of `model` once, in registration order, with its owner and role.
 
-    A tied parameter is listed under its first name and keeps the others as aliases. Cost: one walk over the modules.
+    A parameter that has several names (tied weights, a module registered twice) is listed under the first and keeps
+    the others as aliases. Cost: one walk over the modules.
 
     Raises:
         AttachError: A parameter of a lazy module has no shape yet.
@@ -109,41 +130,53 @@ def describe(model: nn.Module) -> list[ParameterInfo]:
         >>> [info.kind for info in describe(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)))]
         ['conv', 'norm', 'norm']
     """
-    owners: dict[int, tuple[nn.Parameter, str, nn.Module, str]] = {}
-    aliases: dict[int, list[str]] = {}
+    places: dict[int, list[_Place]] = {}
     root = unwrap(model)
-    for prefix, module in root.named_modules(remove_duplicate=True):
-        for role, parameter in module.named_parameters(recurse=False):
-            name = f"{prefix}.{role}" if prefix else role
-            name = name.replace("_orig_mod.", "")
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        for role, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            place = _place(root, prefix, module, role, parameter)
             if isinstance(parameter, UninitializedParameter):
                 raise AttachError(
-                    f"{name} has no shape yet because it belongs to a lazy module; "
+                    f"{place.name} has no shape yet because it belongs to a lazy module; "
                     "run one forward pass before attaching rules."
                 )
-            if id(parameter) in owners:
-                aliases[id(parameter)].append(name)
-            else:
-                owners[id(parameter)] = (parameter, name, module, role)
-                aliases[id(parameter)] = []
-            if ".parametrizations." in f".{name}":
-                # Seen as what it parametrizes, so that selections find it and can say why it is refused.
-                path, _, rest = f".{name}".partition(".parametrizations.")
-                owners[id(parameter)] = (parameter, name, root.get_submodule(path[1:]), rest.partition(".")[0])
-    head = _head(owners)
+            places.setdefault(id(parameter), []).append(place)
+    head = _head(places)
     return [
         ParameterInfo(
-            name=name,
-            parameter=parameter,
-            aliases=tuple(aliases[key]),
-            kind=_kind(module),
-            role=role,
-            groups=_groups(module, role),
+            name=first.name,
+            parameter=first.parameter,
+            aliases=tuple(place.name for place in others),
+            kind=_kind(first.owner),
+            role=first.role,
+            groups=_groups(first.owner, first.role),
             is_head=key == head,
-            is_parametrized=".parametrizations." in f".{name}",
+            is_parametrized=any(place.is_parametrized for place in (first, *others)),
+            owner=first.owner,
         )
-        for key, (parameter, name, module, role) in owners.items()
+        for key, (first, *others) in places.items()
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where a parameter stands in a model."""
+
+    name: str
+    parameter: nn.Parameter
+    owner: nn.Module
+    role: str
+    is_parametrized: bool
+
+
+def _place(root: nn.Module, prefix: str, module: nn.Module, role: str, parameter: nn.Parameter) -> _Place:
+    path = f"{prefix}.{role}" if prefix else role
+    name = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+    outer, inner, rest = f".{prefix}.".partition(".parametrizations.")
+    if inner:
+        # Seen as what it parametrizes, so that selections find it and can say why it is refused.
+        return _Place(name, parameter, root.get_submodule(outer[1:]), rest.partition(".")[0], True)
+    return _Place(name, parameter, module, role, False)
 
 
 def _groups(module: nn.Module, role: str) -> int:
@@ -151,13 +184,18 @@ def _groups(module: nn.Module, role: str) -> int:
     return int(getattr(module, "groups", 1)) if has_groups else 1
 
 
-def _head(owners: dict[int, tuple[nn.Parameter, str, nn.Module, str]]) -> int | None:
+def _head(places: dict[int, list[_Place]]) -> int | None:
     layers = [
         key
-        for key, (_, _, module, role) in owners.items()
-        if role == "weight" and _kind(module) in ("conv", "transposed conv", "linear")
+        for key, (first, *_) in places.items()
+        if first.role == "weight" and _kind(first.owner) in ("conv", "transposed conv", "linear")
     ]
     return layers[-1] if layers else None
+
+
+def gradient_dtype(parameter: torch.Tensor) -> torch.dtype:
+    """The dtype that `parameter.grad` has: the parameter's own unless `grad_dtype` (torch 2.10 and later) says more."""
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
 
 
 def is_dense_layout(tensor: torch.Tensor) -> bool:
@@ -172,6 +210,7 @@ def is_dense_layout(tensor: torch.Tensor) -> bool:
 
 def has_same_layout(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """True if both place equal indices at equal offsets; strides of dimensions of size one do not count."""
-    return tensor.shape == other.shape and all(
-        a == b or n == 1 for a, b, n in zip(tensor.stride(), other.stride(), tensor.shape, strict=True)
-    )
+    if tensor.shape != other.shape:
+        return False
+    mine, theirs = tensor.stride(), other.stride()
+    return mine == theirs or all(a == b or n == 1 for a, b, n in zip(mine, theirs, tensor.shape, strict=True))

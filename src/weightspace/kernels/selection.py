@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from weightspace.errors import SelectionError
+from weightspace.kernels._identity import identity
 from weightspace.kernels.parameters import ParameterInfo
 
 
@@ -24,6 +27,7 @@ class Selection:
     text: str
     matches: Callable[[ParameterInfo], bool]
     binding: int = 3  # 3: a word or call, 2: negation, 1: and, 0: or; decides where parentheses are needed
+    made_by: tuple[Callable[..., Any], tuple[Any, ...]] | None = None  # what pickle calls, since lambdas have no name
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Selection) and self.text == other.text
@@ -41,21 +45,41 @@ class Selection:
         """True if the selection holds this parameter."""
         return self.matches(info)
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.made_by or (Selection, (self.text, self.matches, self.binding))
+
     def _inside(self, binding: int) -> str:
         return self.text if self.binding >= binding else f"({self.text})"
 
     def __and__(self, other: Selection) -> Selection:
-        return Selection(f"{self._inside(1)} & {other._inside(1)}", lambda i: self(i) and other(i), 1)
+        text = f"{self._inside(1)} & {_operand(self, '&', other)._inside(1)}"
+        return Selection(text, lambda i: self(i) and other(i), 1, (operator.and_, (self, other)))
 
     def __or__(self, other: Selection) -> Selection:
-        return Selection(f"{self._inside(0)} | {other._inside(0)}", lambda i: self(i) or other(i), 0)
+        text = f"{self._inside(0)} | {_operand(self, '|', other)._inside(0)}"
+        return Selection(text, lambda i: self(i) or other(i), 0, (operator.or_, (self, other)))
+
+    def __rand__(self, other: object) -> Selection:
+        return _operand(self, "&", other) & self
+
+    def __ror__(self, other: object) -> Selection:
+        return _operand(self, "|", other) | self
 
     def __invert__(self) -> Selection:
-        return Selection(f"~{self._inside(2)}", lambda i: not self(i), 2)
+        return Selection(f"~{self._inside(2)}", lambda i: not self(i), 2, (operator.invert, (self,)))
 
     def __bool__(self) -> bool:
         # `on.convs and on.head` would silently be `on.head`.
         raise TypeError(f"Selections combine with &, | and ~, not with and, or, not: got bool({self.text}).")
+
+
+def _operand(selection: Selection, symbol: str, other: object) -> Selection:
+    if not isinstance(other, Selection):
+        raise SelectionError(
+            f"{selection} was combined by {symbol} with {other!r}, which is no selection; "
+            "write ws.on.head or ws.on.name('glob'), or read text with ws.on.parse('...')."
+        )
+    return other
 
 
 def name(pattern: str) -> Selection:
@@ -70,23 +94,46 @@ def name(pattern: str) -> Selection:
         names = (info.name, *info.aliases)
         return any(fnmatchcase(n, pattern) or fnmatchcase(n.rpartition(".")[0], pattern) for n in names)
 
-    return Selection(f"name({pattern!r})", matches)
+    if not isinstance(pattern, str):
+        raise SelectionError(f"name() got {pattern!r}; pass a shell pattern such as 'layer3.*'.")
+    return Selection(f"name({pattern!r})", matches, made_by=(name, (pattern,)))
 
 
 def where(predicate: Callable[[ParameterInfo], bool]) -> Selection:
-    """Parameters for which `predicate(info)` is true; `info` is a `weightspace.kernels.ParameterInfo`."""
-    return Selection(f"where({getattr(predicate, '__qualname__', repr(predicate))})", predicate)
+    """Parameters for which `predicate(info)` is true; `info` is a `weightspace.kernels.ParameterInfo`.
+
+    It prints with the predicate's identity: a function of a module by its name, a lambda or inner function also by a
+    fingerprint of its code and of the values that it closes over, a `functools.partial` by function and arguments.
+
+    Raises:
+        SelectionError: The predicate cannot be called.
+
+    Example:
+        >>> where(lambda info: info.groups == 2) == where(lambda info: info.groups == 4)
+        False
+    """
+    if not callable(predicate):
+        raise SelectionError(f"where() got {predicate!r}; pass a function of a ParameterInfo that returns a bool.")
+    return Selection(f"where({identity(predicate)})", predicate, made_by=(where, (predicate,)))
 
 
-convs = Selection("convs", lambda i: i.is_kernel)
-linears = Selection("linears", lambda i: i.kind == "linear" and i.role == "weight")
-dense_convs = Selection("dense_convs", lambda i: i.is_kernel and i.groups == 1)
-grouped_convs = Selection("grouped_convs", lambda i: i.is_kernel and i.groups > 1)
-norms = Selection("norms", lambda i: i.kind == "norm")
-biases = Selection("biases", lambda i: i.role == "bias")
-embeddings = Selection("embeddings", lambda i: i.kind == "embedding")
-head = Selection("head", lambda i: i.is_head)
-everything = Selection("everything", lambda _: True)
+def _word(text: str, matches: Callable[[ParameterInfo], bool]) -> Selection:
+    return Selection(text, matches, made_by=(_word_again, (text,)))
+
+
+def _word_again(text: str) -> Selection:
+    return WORDS[text]
+
+
+convs = _word("convs", lambda i: i.is_kernel)
+linears = _word("linears", lambda i: i.kind == "linear" and i.role == "weight")
+dense_convs = _word("dense_convs", lambda i: i.is_kernel and i.groups == 1)
+grouped_convs = _word("grouped_convs", lambda i: i.is_kernel and i.groups > 1)
+norms = _word("norms", lambda i: i.kind == "norm")
+biases = _word("biases", lambda i: i.role == "bias")
+embeddings = _word("embeddings", lambda i: i.kind == "embedding")
+head = _word("head", lambda i: i.is_head)
+everything = _word("everything", lambda _: True)
 
 WORDS: dict[str, Selection] = {
     s.text: s for s in (convs, linears, dense_convs, grouped_convs, norms, biases, embeddings, head, everything)
@@ -103,10 +150,14 @@ def parse(text: str) -> Selection:
         >>> parse("dense_convs & ~head") == dense_convs & ~head
         True
     """
+    if not isinstance(text, str):
+        raise SelectionError(f"parse() reads a selection from text such as 'convs & ~head'; got {text!r}.")
     try:
-        return _build(ast.parse(text, mode="eval").body, text)
-    except SyntaxError as error:
-        raise SelectionError(f"The selection {text!r} cannot be read: {error.msg}.") from error
+        return _build(ast.parse(text.strip(), mode="eval").body, text)
+    except (SyntaxError, ValueError) as error:  # ValueError: a null byte; a SelectionError is one as well
+        if isinstance(error, SelectionError):
+            raise
+        raise SelectionError(f"The selection {text!r} cannot be read: {getattr(error, 'msg', error)}.") from error
 
 
 def _build(node: ast.expr, text: str) -> Selection:

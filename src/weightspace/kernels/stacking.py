@@ -9,12 +9,13 @@ small copy, is an estimate: no accelerator was at hand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.parameters import ParameterInfo, gradient_dtype
 from weightspace.kernels.views import View
 
 Mode = Literal["single", "stacked"]
@@ -25,24 +26,59 @@ STACK_BELOW_ON_ACCELERATOR = 1 << 20
 
 
 class Workspace:
-    """Temporary buffers that are allocated once and lent again: fresh large tensors cost page faults on a CPU."""
+    """Temporary buffers that are allocated once and lent again: fresh large tensors cost page faults on a CPU.
+
+    It also keeps small constants, so that they are freed with the rules that needed them.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+        self._lent: dict[tuple[str, tuple[int, ...], torch.dtype, torch.device], torch.Tensor] = {}
+        self._constants: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
 
     def lend(self, tag: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """An uninitialised buffer of `shape` with dtype and device of `like`, valid until the tag is lent again."""
+        dtype, device = like.dtype, like.device
+        lent = self._lent.get((tag, shape, dtype, device))
+        if lent is not None:
+            return lent
         size = math.prod(shape)
-        key = (tag, like.dtype, like.device)
-        buffer = self._buffers.get(key)
+        buffer = self._buffers.get((tag, dtype, device))
         if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=like.dtype, device=like.device)
-            self._buffers[key] = buffer
-        return buffer[:size].view(shape)
+            buffer = torch.empty(size, dtype=dtype, device=device)
+            self._buffers[tag, dtype, device] = buffer
+            self._lent.clear()  # slices of the smaller buffer would keep it alive
+        lent = self._lent[tag, shape, dtype, device] = buffer[:size].view(shape)
+        return lent
+
+    def constant(self, tag: str, like: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The constant `tag` for the dtype and device of `like`; `make()` is called once for each of these.
+
+        Args:
+            tag: Names the constant with everything that it depends on.
+            like: Whose dtype and device the constant serves; `make()` decides which it has itself.
+            make: Computes it.
+        """
+        key = (tag, like.dtype, like.device)
+        constant = self._constants.get(key)
+        if constant is None:
+            constant = self._constants[key] = make()
+        return constant
+
+    def keep(self, kinds: set[tuple[torch.dtype, torch.device]]) -> None:
+        """Gives back what serves a dtype and device that no gradient has any more; float32 serves the 16-bit ones."""
+        devices = {device for _, device in kinds}
+        for store in (self._buffers, self._constants):
+            for key in list(store):
+                _, dtype, device = key
+                if (dtype, device) not in kinds and not (dtype == torch.float32 and device in devices):
+                    del store[key]
+        self._lent.clear()
 
     def clear(self) -> None:
-        """Gives all buffers back."""
-        self._buffers.clear()
+        """Gives all buffers and constants back."""
+        for store in (self._buffers, self._lent, self._constants):
+            store.clear()
 
 
 @dataclass
@@ -94,6 +130,7 @@ def make_batches(
     *,
     batching: Batching = "auto",
     inplace: bool = False,
+    blocks: dict[object, torch.Tensor] | None = None,
 ) -> list[Batch]:
     """Groups routed parameters into batches and allocates their buffers.
 
@@ -101,6 +138,8 @@ def make_batches(
         routed: For each parameter its views and rule indices.
         batching: `"auto"` takes the measured choice of the device.
         inplace: Allocate no buffers; gradients will be overwritten. Such batches always run one by one.
+        blocks: Memory of earlier batches, which is taken again where it is large enough, and into which new memory is
+            entered; what no batch needs any more is dropped. Batches made earlier from it are then void.
 
     Cost: one gradient's memory for every routed parameter, none with `inplace`.
     """
@@ -108,17 +147,26 @@ def make_batches(
     for item in routed:
         info, _, rules = item
         parameter = info.parameter
-        key = (info.shape, parameter.stride(), parameter.dtype, parameter.device, rules, info.kind)
+        dtype = gradient_dtype(parameter)
+        key = (info.shape, parameter.stride(), dtype, parameter.dtype, parameter.device, rules, info.kind)
         groups.setdefault(key, []).append(item)
+    memory = {} if blocks is None else blocks
+    for key in set(memory) - set(groups):
+        del memory[key]
     batches: list[Batch] = []
-    for members in groups.values():
+    for key, members in groups.items():
         infos = [info for info, _, _ in members]
         first = infos[0].parameter
-        numel = first.numel()
-        mode = "single" if inplace else choose_mode(numel, len(infos), first.device, batching)
-        block = torch.empty((0 if inplace else len(infos), numel), dtype=first.dtype, device=first.device)
-        buffers = (
-            [] if inplace else [row.as_strided(first.shape, first.stride(), row.storage_offset()) for row in block]
-        )
+        mode = "single" if inplace else choose_mode(first.numel(), len(infos), first.device, batching)
+        block = _block(memory, key, 0 if inplace else len(infos), first)
+        buffers = [row.as_strided(first.shape, first.stride(), row.storage_offset()) for row in block]
         batches.append(Batch(infos, members[0][1], members[0][2], mode, block, buffers))
     return batches
+
+
+def _block(memory: dict[object, torch.Tensor], key: object, count: int, like: torch.Tensor) -> torch.Tensor:
+    held = memory.get(key)
+    if held is None or held.shape[0] < count:
+        held = torch.empty((count, like.numel()), dtype=gradient_dtype(like), device=like.device)
+        memory[key] = held
+    return held[:count]

@@ -40,7 +40,7 @@ class View:
         name: Which view.
         permutation: Dimensions in the order in which they are laid out.
         shape: `(batch, length, inner)`.
-        grid: Sizes of the dimensions merged into `length`, in that order.
+        grid: Sizes of the dimensions merged into `length`, in the order of the weight's own dimensions.
     """
 
     name: ViewName
@@ -50,7 +50,9 @@ class View:
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """The block `(batch, length, inner)` that shares memory with `tensor`; raises RuntimeError if it cannot."""
-        return tensor.permute(self.permutation).view(self.shape)
+        if self.permutation != tuple(range(tensor.ndim)):
+            tensor = tensor.permute(self.permutation)
+        return tensor.view(self.shape)
 
 
 def _length_axes(info: ParameterInfo, name: ViewName) -> tuple[int, ...]:
@@ -89,7 +91,7 @@ def view_of(info: ParameterInfo, name: ViewName, like: torch.Tensor | None = Non
     along = _length_axes(info, name)
     if not along:
         raise SelectionError(f"{info.name} of shape {info.shape} has no {name} view: it has no spatial taps.")
-    # Memory order; dimensions of size one have no place of their own and stay where they stand.
+    # Memory order; dimensions of size one have no place in it and come first.
     order = sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d) if tensor.shape[d] > 1 else -math.inf)
     if name == "slice":
         return _slice_view(info, tensor, order)
@@ -97,7 +99,7 @@ def view_of(info: ParameterInfo, name: ViewName, like: torch.Tensor | None = Non
     first, last = min(places), max(places)
     inside = order[first : last + 1]
     if any(tensor.shape[d] > 1 and d not in along for d in inside):
-        # E.g. the filters of a transposed or the slices of an oddly permuted kernel: their elements interleave.
+        # E.g. the filters of a transposed kernel, whose elements interleave.
         raise SelectionError(f"The {name} view of {info.name} does not fit its strides {tuple(tensor.stride())}.")
     if name == "spatial" and [d for d in inside if d in along] != sorted(d for d in inside if d in along):
         raise SelectionError(f"The spatial dimensions of {info.name} are stored in another order than they are named.")

@@ -1,7 +1,7 @@
 """Gradient metrics: which gradient represents the derivative of the loss.
 
 `ChannelL2` and `ChannelSobolev` are the method of channel-directed gradients; `GradientCentralization` and
-`LaplacianSmoothing` are baselines. Attach any of them to any torch optimizer with `weightspace.attach`.
+`LaplacianSmoothing` are baselines. Attach any of them to a torch optimizer with `weightspace.attach`.
 """
 
 import torch
@@ -15,6 +15,7 @@ from weightspace.metrics.centralization import GradientCentralization
 from weightspace.metrics.channel_l2 import ChannelL2
 from weightspace.metrics.channel_sobolev import ChannelSobolev
 from weightspace.metrics.laplacian import LaplacianSmoothing
+from weightspace.precision import full_matmul_precision
 
 __all__ = [
     "ChannelL2",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 
+@full_matmul_precision()
 def transform_gradient(metric: Metric, grad: torch.Tensor) -> torch.Tensor:
     """The gradient under `metric` of one weight: for a look, for tests, for training loops without an optimizer.
 

@@ -14,12 +14,12 @@ from typing import ClassVar, Literal
 
 import torch
 
-from weightspace.errors import RuleError
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.rule import Rule, Stage
 from weightspace.kernels.selection import Selection, dense_convs, head
 from weightspace.kernels.stacking import Workspace
 from weightspace.kernels.views import ViewName
+from weightspace.metrics._options import boolean, choice
 
 Axis = Literal["out", "in", "spatial"]
 AXES: tuple[Axis, ...] = ("out", "in", "spatial")
@@ -46,6 +46,14 @@ class Metric(Rule):
     # What `residual` measures, as a noun clause for `verify()`.
     declares: ClassVar[str] = "that the metric applied to its answer gives the loss gradient back"
     keep_norm: bool
+
+    def __post_init__(self) -> None:
+        self._settle(keep_norm=boolean(type(self).__name__, "keep_norm", self.keep_norm))
+
+    def _settle(self, **values: object) -> None:
+        """Keeps checked options: the only writing to a frozen rule, at its construction."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @abstractmethod
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
@@ -104,6 +112,10 @@ class AxisMetric(Metric):
 
     axis: Axis
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settle(axis=choice(type(self).__name__, "axis", self.axis, AXES))
+
     @property
     def view(self) -> ViewName:
         """The axis is the view."""
@@ -127,18 +139,6 @@ def is_16_bit(tensor: torch.Tensor) -> bool:
 
 def _norms(block: torch.Tensor, count: int) -> torch.Tensor:
     return torch.linalg.vector_norm(block.reshape(count, -1), dim=1)
-
-
-def check_axis(rule: str, axis: str) -> None:
-    """Raises RuleError unless `axis` is one of `AXES`."""
-    if axis not in AXES:
-        raise RuleError(f"{rule} got axis={axis!r}; choose one of {', '.join(map(repr, AXES))}.")
-
-
-def check_positive(rule: str, name: str, value: float) -> None:
-    """Raises RuleError unless `value` is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise RuleError(f"{rule} got {name}={value!r}; it must be a finite number above 0.")
 
 
 def mean_energy(grad: torch.Tensor, count: int) -> torch.Tensor:

@@ -31,7 +31,10 @@ class GradientCentralization(Metric):
         keep_norm: Rescale each weight's gradient to its norm before the projection.
         on: Which parameters; convolutions and linear layers by default.
 
-    Cost: reads the gradient twice and writes it once.
+    Cost: reads the gradient twice and writes it once; a lent buffer for one mean a filter.
+
+    Raises:
+        RuleError: `keep_norm` is not a boolean.
 
     Example:
         >>> from weightspace.metrics import transform_gradient
@@ -59,7 +62,8 @@ class GradientCentralization(Metric):
 
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
         """One reduction, one subtraction."""
-        torch.sub(grad, grad.mean(dim=1, keepdim=True), out=out)
+        mean = work.lend("mean", (grad.shape[0], 1, grad.shape[2]), grad)
+        torch.sub(grad, torch.mean(grad, dim=1, keepdim=True, out=mean), out=out)
 
     def stiffness(self, layout: Layout, length: int) -> float:
         """A projection enlarges nothing."""

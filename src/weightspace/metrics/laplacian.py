@@ -3,14 +3,15 @@
 Source: Osher, Wang, Yin, Luo, Barekat, Pham, Lin, "Laplacian Smoothing Gradient Descent", arXiv 1806.06317. A baseline:
 it smooths along the order in which the numbers lie in memory.
 
-    (I + sigma D^T D) G = g,  solved by FFT
+    (I + sigma D^T D) G = g,  D the forward difference along the whole tensor, its last number next to its first
+
+Its authors divide the spectrum by `1 + 4 sigma sin^2(w/2)`; the same answer comes faster from blocks of the exponential
+kernel (`_recurrence.py`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,9 @@ import torch
 from weightspace.kernels.selection import Selection, convs, linears
 from weightspace.kernels.stacking import Workspace
 from weightspace.kernels.views import ViewName
-from weightspace.metrics.base import Layout, Metric, check_positive
+from weightspace.metrics._options import positive_number
+from weightspace.metrics._recurrence import solve
+from weightspace.metrics.base import Layout, Metric
 from weightspace.metrics.channel_sobolev import apply_laplacian
 
 
@@ -29,14 +32,15 @@ class LaplacianSmoothing(Metric):
     A channels_last weight is smoothed along its own memory order.
 
     Args:
-        smoothing: sigma above 0, dimensionless; its authors use 1 to 3.
+        smoothing: sigma, dimensionless, from 1e-15 to 1e15; its authors use 1 to 3.
         keep_norm: Rescale each weight's gradient to its norm before smoothing.
         on: Which parameters; convolutions and linear layers by default.
 
-    Cost: two real FFTs, `O(n log n)` for a weight of n elements.
+    Cost: linear, about 36 multiply-adds for each element whatever sigma is. A lent buffer the size of the gradient if
+    that is overwritten in place or not a multiple of 32 elements long (then two).
 
     Raises:
-        RuleError: `smoothing` is not a finite number above 0.
+        RuleError: `smoothing` or `keep_norm` is out of its range.
 
     Example:
         >>> from weightspace.metrics import transform_gradient
@@ -51,7 +55,8 @@ class LaplacianSmoothing(Metric):
     on: Selection | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_positive("LaplacianSmoothing", "smoothing", self.smoothing)
+        super().__post_init__()
+        self._settle(smoothing=positive_number("LaplacianSmoothing", "smoothing", self.smoothing))
 
     @property
     def view(self) -> ViewName:
@@ -59,11 +64,8 @@ class LaplacianSmoothing(Metric):
         return "kernel"
 
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
-        """Divides the spectrum by `1 + 4 sigma sin^2(w/2)`."""
-        length = grad.shape[1]
-        symbol = _inverse_symbol(self.smoothing, length, grad.dtype, grad.device)
-        spectrum = torch.fft.rfft(grad, dim=1) * symbol[:, None]
-        out.copy_(torch.fft.irfft(spectrum, n=length, dim=1))
+        """A blocked recurrence along the whole tensor."""
+        solve(grad, self.smoothing, "periodic", out, work)
 
     def stiffness(self, layout: Layout, length: int) -> float:
         """`D^T D` has norm at most 4."""
@@ -72,9 +74,3 @@ class LaplacianSmoothing(Metric):
     def residual(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout) -> torch.Tensor:
         """`G + sigma D^T D G - g`, by differences."""
         return out + self.smoothing * apply_laplacian(out, (grad.shape[1],), "periodic") - grad
-
-
-@lru_cache(maxsize=256)
-def _inverse_symbol(smoothing: float, length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    half_angle = torch.arange(length // 2 + 1, dtype=torch.float64) * (math.pi / length)
-    return (1.0 / (1.0 + 4.0 * smoothing * half_angle.sin().square())).to(dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Rules on optimizers: `attach` puts metrics in force on any torch optimizer."""
+"""Rules on optimizers: `attach` puts metrics in force on a torch optimizer."""
 
 from weightspace.optim.attach import Rules, attach
 from weightspace.optim.verify import PropertyCheck

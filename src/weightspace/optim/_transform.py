@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from weightspace.errors import AttachError
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.stacking import Batch, Workspace
 from weightspace.metrics import Layout, Metric, mean_energy
@@ -22,34 +21,31 @@ class BatchTransform:
         self._batch = batch
         self._steps = [(rules[i], view) for i, view in zip(batch.rules, batch.views, strict=True)]
         self._work = work
+        # Made once: at each step of a small model these objects would cost more than the arithmetic.
         self._outs = [[view(b) for _, view in self._steps] for b in batch.buffers]
+        self._layouts = [Layout(1, view.grid) for _, view in self._steps]
 
     def run(
         self,
         witnesses: list[torch.Tensor] | None,
         measured: Measured | None,
     ) -> list[Swap]:
-        """Fills the buffers of all weights that have a gradient.
+        """Fills the buffers of all weights that have a gradient; the gradients were checked to fit.
 
         Args:
-            witnesses: Receives a flat slice a weight (or stack) that is finite if and only if its gradients are.
+            witnesses: Receives a flat slice a weight (or stack) that is finite if and only if its gradients are. In
+                place it receives 16-bit weights only, whose rounding back can overflow: the rest was looked at before.
             measured: Receives `(rho, shrinkage)` by parameter name.
 
         Returns:
             What to swap; with `inplace` the gradient is its own stand-in.
         """
         batch = self._batch
-        live = [(k, g) for k, info in enumerate(batch.infos) if (g := self._gradient(info)) is not None]
+        live = [(k, g) for k, info in enumerate(batch.infos) if (g := info.parameter.grad) is not None]
         is_whole = len(live) == len(batch.infos)
         if batch.mode == "stacked" and is_whole and all(has_same_layout(g, batch.infos[k].parameter) for k, g in live):
             return self._run_stacked([g for _, g in live], witnesses, measured)
         return [self._run_one(k, g, witnesses, measured) for k, g in live]
-
-    def _gradient(self, info: ParameterInfo) -> torch.Tensor | None:
-        grad = info.parameter.grad
-        if grad is not None and grad.layout != torch.strided:
-            raise AttachError(f"The gradient of {info.name} is sparse ({grad.layout}); metrics need a dense gradient.")
-        return grad
 
     def _run_one(
         self,
@@ -60,19 +56,14 @@ class BatchTransform:
     ) -> Swap:
         batch, info = self._batch, self._batch.infos[index]
         source, buffer = grad, grad if batch.is_inplace else batch.buffers[index]
-        if not has_same_layout(grad, info.parameter):
-            if batch.is_inplace:
-                raise AttachError(
-                    f"The gradient of {info.name} has strides {grad.stride()}, the weight {info.parameter.stride()}; "
-                    "inplace=True cannot transform it: attach without inplace."
-                )
+        if not batch.is_inplace and not has_same_layout(grad, info.parameter):
             source = buffer.copy_(grad)
         outs = [view(grad) for _, view in self._steps] if batch.is_inplace else self._outs[index]
         before = _energy(self._steps[0][1](source)[None]) if measured is not None else None
-        for (metric, view), out in zip(self._steps, outs, strict=True):
-            metric.apply(view(source), out, Layout(1, view.grid), self._work)
+        for (metric, view), out, layout in zip(self._steps, outs, self._layouts, strict=True):
+            metric.apply(view(source), out, layout, self._work)
             source = buffer
-        if witnesses is not None:
+        if witnesses is not None and (not batch.is_inplace or is_16_bit(grad)):
             witnesses.append(_witness(outs[-1]))
         if measured is not None and before is not None:
             _note(measured, [info], before, outs[-1][None])
@@ -122,3 +113,15 @@ def _note(
     shrinkage = torch.where(norms > 0, after / norms, torch.ones_like(norms))
     for k, info in enumerate(infos):
         measured[info.name] = (rho[k], shrinkage[k])
+
+
+def read_measured(measured: Measured) -> dict[str, dict[str, float]]:
+    """The figures as numbers: one copy and one synchronization for each device, not one a weight."""
+    by_device: dict[torch.device, list[str]] = {}
+    for name, (rho, _) in measured.items():
+        by_device.setdefault(rho.device, []).append(name)
+    values: dict[str, list[float]] = {}
+    for names in by_device.values():
+        rows = torch.stack([figure for name in names for figure in measured[name]]).view(-1, 2).tolist()
+        values.update(zip(names, rows, strict=True))
+    return {name: {"rho": values[name][0], "shrinkage": values[name][1]} for name in measured}

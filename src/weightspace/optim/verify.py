@@ -1,4 +1,4 @@
-"""Measures what rules declare: the defining equation of a metric, on every weight layout that it acts on."""
+"""Measures what rules declare, on every weight layout that they act on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from weightspace.errors import VerificationError
 from weightspace.kernels import Rule, Workspace
 from weightspace.kernels.stacking import Batch
+from weightspace.kernels.views import View
 from weightspace.metrics import Layout, Metric
 
 # Rounding in a few hundred operations, as a multiple of the machine epsilon; a wrong constant is off by far more.
@@ -42,41 +43,79 @@ class PropertyCheck:
 
 
 def measure_properties(rules: Sequence[Rule], batches: Iterable[Batch], work: Workspace) -> list[PropertyCheck]:
-    """Runs every rule once on a random gradient of every layout and measures its defining equation.
+    """Runs every rule on a random gradient of every layout and measures what it declares.
 
-    Cost: one step of the rules and a few passes more; the probe is drawn from a fixed seed and leaves the global random
-    state alone.
+    That is its defining equation; with `keep_norm` also the norm of the answer; where weights run stacked also that
+    a stack gives what its weights give alone.
+
+    Cost: up to five steps of the rules and a few passes more; the probe is drawn from a fixed seed and leaves the
+    global random state alone.
     """
-    return [
-        _measure(cast("Metric", rules[index]), batch, k, work)
-        for batch in batches
-        for k, index in enumerate(batch.rules)
-    ]
+    checks: list[PropertyCheck] = []
+    for batch in batches:
+        for index, view in zip(batch.rules, batch.views, strict=True):
+            probe = _Probe(cast("Metric", rules[index]), batch, view, work)
+            checks.append(probe.equation())
+            if probe.metric.keep_norm:
+                checks.append(probe.norm())
+            if batch.mode == "stacked" and len(batch.infos) > 1:
+                checks.append(probe.stack())
+    return checks
 
 
-@torch.no_grad()
-def _measure(metric: Metric, batch: Batch, place: int, work: Workspace) -> PropertyCheck:
-    like = batch.infos[0].parameter
-    view = batch.views[place]
-    generator = torch.Generator().manual_seed(0)
-    # The same arithmetic in float64: in the weight's own precision a wrong constant could drown in rounding.
-    dtype = torch.float32 if like.device.type == "mps" else torch.float64
-    probe = torch.randn(view.shape, generator=generator, dtype=dtype).to(like.device)
-    out = torch.empty_like(probe)
-    layout = Layout(1, view.grid)
-    # The free scale of keep_norm is not part of the equation.
-    plain = cast("Metric", replace(cast("Any", metric), keep_norm=False))
-    plain.apply(probe, out, layout, work)
-    wide_probe, wide_out = probe.cpu().double(), out.cpu().double()
-    residual = plain.residual(wide_probe, wide_out, layout).abs().max()
-    scale = plain.stiffness(layout, view.shape[1]) * wide_out.abs().max() + wide_probe.abs().max()
-    return PropertyCheck(
-        rule=str(metric),
-        parameters=tuple(info.name for info in batch.infos),
-        what=metric.declares,
-        error=float(residual / scale),
-        bound=_SLACK * torch.finfo(dtype).eps,
-    )
+class _Probe:
+    """One metric on one weight layout, and random gradients to measure it by.
+
+    The same arithmetic in float64: in the weight's own precision a wrong constant could drown in rounding.
+    """
+
+    def __init__(self, metric: Metric, batch: Batch, view: View, work: Workspace) -> None:
+        self.metric = metric
+        self._batch = batch
+        self._grid = view.grid
+        self._work = work
+        device = batch.infos[0].parameter.device
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        generator = torch.Generator().manual_seed(0)
+        self._grads = torch.randn((2, *view.shape), generator=generator, dtype=self._dtype).to(device)
+
+    def _check(self, what: str, error: torch.Tensor) -> PropertyCheck:
+        names = tuple(info.name for info in self._batch.infos)
+        return PropertyCheck(str(self.metric), names, what, float(error), _SLACK * torch.finfo(self._dtype).eps)
+
+    @torch.no_grad()
+    def _apply(self, metric: Metric, grad: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(grad)
+        metric.apply(grad, out, Layout(1, self._grid), self._work)
+        return out
+
+    def equation(self) -> PropertyCheck:
+        """The residual of the metric's equation, without the free scale of `keep_norm`."""
+        plain = cast("Metric", replace(cast("Any", self.metric), keep_norm=False))
+        layout, grad = Layout(1, self._grid), self._grads[0]
+        out = self._apply(plain, grad)
+        wide, answer = grad.cpu().double(), out.cpu().double()
+        residual = plain.residual(wide, answer, layout).abs().max()
+        scale = plain.stiffness(layout, grad.shape[1]) * answer.abs().max() + wide.abs().max()
+        return self._check(self.metric.declares, residual / scale)
+
+    def norm(self) -> PropertyCheck:
+        """The answer is as long as the gradient and, but for that, the answer without `keep_norm`."""
+        grad = self._grads[0]
+        plain = self._apply(cast("Metric", replace(cast("Any", self.metric), keep_norm=False)), grad)
+        expected = plain * (torch.linalg.vector_norm(grad) / torch.linalg.vector_norm(plain))
+        error = (self._apply(self.metric, grad) - expected).abs().max() / expected.abs().max()
+        return self._check("that keep_norm gives the answer the norm of the gradient and nothing else", error)
+
+    @torch.no_grad()
+    def stack(self) -> PropertyCheck:
+        """Two weights in one block, transformed in place as in a step; of unequal norm, so that none is shared."""
+        grads = self._grads * torch.tensor([1.0, 3.0], dtype=self._dtype, device=self._grads.device).view(2, 1, 1, 1)
+        alone = torch.stack([self._apply(self.metric, grad) for grad in grads])
+        block = grads.flatten(0, 1).clone()
+        self.metric.apply(block, block, Layout(2, self._grid), self._work)
+        error = (block.view_as(alone) - alone).abs().max() / alone.abs().max()
+        return self._check("that stacked weights get what each gets alone", error)
 
 
 def raise_if_broken(checks: Iterable[PropertyCheck]) -> None:

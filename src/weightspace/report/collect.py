@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from weightspace.compare.plan import final_jobs
 from weightspace.compare.results import ArmResult, Comparison
-from weightspace.training.files import JsonObject, read_json_lines
+from weightspace.errors import RunError
+from weightspace.training.files import JsonObject
+from weightspace.training.json_lines import read_whole_lines
 
 METRICS_FILE = "metrics.jsonl"
+_HUGE = 1 << 63  # no count or loss; a longer integer is no float
 
 
 @dataclass(frozen=True)
@@ -47,54 +50,61 @@ class LayerTable:
     shrinkage: NDArray[np.float64]
 
 
-def arm_curves(comparison: Comparison, arm: ArmResult) -> list[Curve]:
-    """Curves of an arm's finished final runs that did not diverge, seed by seed."""
+def arm_curves(comparison: Comparison, arm: ArmResult, damage: list[str]) -> list[Curve]:
+    """Curves of an arm's finished final runs that did not diverge, seed by seed.
+
+    Args:
+        comparison: The comparison.
+        arm: One of its arms.
+        damage: Gets a sentence for every damaged file; its whole records are used.
+    """
     curves: list[Curve] = []
     for job in final_jobs(comparison.plan, arm.arm, arm.choice.trial if arm.choice is not None else None):
         if job.seed in arm.accuracy and job.seed not in arm.diverged_seeds:
-            curve = read_curve(comparison.run_dir / job.directory, f"seed {job.seed}")
+            curve = read_curve(comparison.run_dir / job.directory, f"seed {job.seed}", damage)
             if curve.epochs and curve.epochs[-1] == job.recipe.train.epochs:
                 curves.append(curve)
     return curves
 
 
-def arm_layers(comparison: Comparison, arm: ArmResult) -> LayerTable | None:
-    """Per-layer measurements of an arm's finished final runs, or None when it has none."""
+def arm_layers(comparison: Comparison, arm: ArmResult, damage: list[str]) -> LayerTable | None:
+    """Per-layer measurements of an arm's finished final runs, or None when it has none.
+
+    Args:
+        comparison: The comparison.
+        arm: One of its arms.
+        damage: Gets a sentence for every damaged file; its whole records are used.
+    """
     jobs = final_jobs(comparison.plan, arm.arm, arm.choice.trial if arm.choice is not None else None)
     folders = [comparison.run_dir / job.directory for job in jobs if job.seed in arm.accuracy]
-    return read_layers(folders, arm.arm.name)
+    return read_layers(folders, arm.arm.name, damage)
 
 
-def read_curve(directory: Path, label: str) -> Curve:
+def read_curve(directory: Path, label: str, damage: list[str]) -> Curve:
     """The epochs of one run, as far as it has come.
 
-    Raises:
-        RunError: `metrics.jsonl` is damaged.
+    Args:
+        directory: The run's folder.
+        label: Name of the curve.
+        damage: Gets a sentence when `metrics.jsonl` is damaged; its whole records are used.
     """
-    records = [record for record in read_json_lines(directory / METRICS_FILE) if record.get("kind") == "epoch"]
+    records = _records(directory, "epoch", ("epoch",), damage)
     return Curve(
         label,
         tuple(int(record["epoch"]) for record in records),
-        *(tuple(_number(record, key) for record in records) for key in ("test_accuracy", "test_loss", "train_loss")),
+        *(tuple(number_of(record, key) for record in records) for key in ("test_accuracy", "test_loss", "train_loss")),
     )
 
 
-def read_layers(directories: Sequence[Path], title: str) -> LayerTable | None:
+def read_layers(directories: Sequence[Path], title: str, damage: list[str]) -> LayerTable | None:
     """Per-layer measurements of some runs, averaged; None when none has any.
 
     Args:
         directories: Folders of runs with the same settings.
         title: Name of the arm or run.
-
-    Raises:
-        RunError: A `metrics.jsonl` is damaged.
+        damage: Gets a sentence for every damaged file; its whole records are used.
     """
-    records = [
-        record
-        for directory in directories
-        for record in read_json_lines(directory / METRICS_FILE)
-        if record.get("kind") == "layer"
-    ]
+    records = [record for directory in directories for record in _records(directory, "layer", ("step", "name"), damage)]
     if not records:
         return None
     names = tuple(dict.fromkeys(str(record["name"]) for record in records))
@@ -105,7 +115,7 @@ def read_layers(directories: Sequence[Path], title: str) -> LayerTable | None:
     for record in records:
         where = rows[str(record["name"])], columns[int(record["step"])]
         for index, key in enumerate(("rho", "shrinkage")):
-            value = _number(record, key)
+            value = number_of(record, key)
             if math.isfinite(value):
                 sums[(index, *where)] += value
                 counts[(index, *where)] += 1
@@ -113,6 +123,28 @@ def read_layers(directories: Sequence[Path], title: str) -> LayerTable | None:
     return LayerTable(title, names, steps, means[0], means[1])
 
 
-def _number(record: JsonObject, key: str) -> float:
+def _records(directory: Path, kind: str, keys: Sequence[str], damage: list[str]) -> list[JsonObject]:
+    """The whole records of one kind that have these keys; what is wrong with the others goes to `damage`."""
+    path = directory / METRICS_FILE
+    try:
+        records, problem = read_whole_lines(path)
+    except RunError as error:
+        damage.append(f"{error}.")
+        return []
+    if problem:
+        damage.append(f"{path} is damaged at {problem}; what it held there is missing in the plots.")
+    found = [record for record in records if record.get("kind") == kind]
+    whole = [record for record in found if all(_is_whole(record.get(key), key) for key in keys)]
+    if len(whole) < len(found):
+        damage.append(f"{path} has {len(found) - len(whole)} records without {' or '.join(keys)}; they are left out.")
+    return whole
+
+
+def _is_whole(value: object, key: str) -> bool:
+    return isinstance(value, str) if key == "name" else isinstance(value, int) and not isinstance(value, bool)
+
+
+def number_of(record: JsonObject, key: str) -> float:
+    """A number in a record; NaN when it is missing or something else."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(value) if isinstance(value, float) or (isinstance(value, int) and abs(value) < _HUGE) else math.nan

@@ -11,7 +11,7 @@ import yaml
 
 from weightspace.compare.results import ArmResult, Comparison, value_at
 from weightspace.compare.table import settings_text
-from weightspace.report.collect import Curve, LayerTable
+from weightspace.report.collect import Curve, LayerTable, number_of
 from weightspace.training.files import JsonObject
 
 
@@ -71,13 +71,14 @@ def layer_rows(tables: Sequence[LayerTable]) -> list[list[str]]:
 
 def facts_of(facts: JsonObject) -> list[tuple[str, str]]:
     """Command, data, versions, machine and dates from `compare.json` or `run.json`, as rows."""
-    data = cast("dict[str, Any]", facts.get("data") or {})
-    machine = cast("dict[str, Any]", facts.get("machine") or {})
-    versions = cast("dict[str, Any]", facts.get("versions") or {})
-    sizes = f"{data['train']:,} training and {data['test']:,} test images" if {"train", "test"} <= set(data) else ""
+    data, machine, versions = (_table(facts, key) for key in ("data", "machine", "versions"))
+    train, test = data.get("train"), data.get("test")
+    counted = isinstance(train, int) and isinstance(test, int)
+    sizes = f"{train:,} training and {test:,} test images" if counted else ""
     parts = [data.get("label") or data.get("name"), sizes, data.get("source")]
-    workers = f"{facts['workers']} with {facts['threads']} threads each" if "workers" in facts else ""
-    resumed = [str(session.get("at")) for session in facts.get("resumed") or []]
+    workers = f"{facts['workers']} with {facts.get('threads')} threads each" if "workers" in facts else ""
+    sessions = cast("list[Any]", facts["resumed"]) if isinstance(facts.get("resumed"), list) else []
+    resumed = [str(session.get("at")) for session in sessions if isinstance(session, dict)]
     seed = facts.get("seed")
     rows = [
         ("command", str(facts.get("command") or "")),
@@ -92,6 +93,12 @@ def facts_of(facts: JsonObject) -> list[tuple[str, str]]:
         ("finished", str(facts.get("finished") or "")),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _table(facts: JsonObject, key: str) -> dict[str, Any]:
+    """A part of the facts that should be a table; empty where it is missing or something else."""
+    value = facts.get(key)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def recipe_of(recipe: object) -> str:
@@ -110,16 +117,16 @@ def run_summary(result: JsonObject, curve: Curve) -> tuple[list[str], list[str]]
     """
     if not result:
         if not curve.epochs:
-            return ["No epoch is complete yet."], ["Not finished: there is no result.json."]
+            return ["No epoch is complete yet."], ["Not finished: there is no whole result.json."]
         text = f"Test accuracy {100 * curve.accuracy[-1]:.2f} % after {curve.epochs[-1]} epochs."
-        return [text], ["Not finished: there is no result.json; resume the run to complete it."]
-    accuracy, speed = result.get("test_accuracy"), result.get("seconds_per_step")
+        return [text], ["Not finished: there is no whole result.json; resume the run to complete it."]
+    accuracy, speed = (number_of(result, key) for key in ("test_accuracy", "seconds_per_step"))
     sentences = [
-        f"Test accuracy {100 * float(accuracy):.2f} % after {result.get('epochs')} epochs, {result.get('steps')} steps."
-        if isinstance(accuracy, int | float)
+        f"Test accuracy {100 * accuracy:.2f} % after {result.get('epochs')} epochs, {result.get('steps')} steps."
+        if math.isfinite(accuracy)
         else "The run has no test accuracy."
     ]
-    if isinstance(speed, int | float):
+    if math.isfinite(speed):
         sentences.append(f"Median time per step: {1000 * speed:.3g} ms; parameters: {result.get('parameters')}.")
     sentences.append("This is one seed: it says nothing about how far another seed would be off.")
     concerns = [f"The run diverged: {result.get('reason')}."] if result.get("status") == "diverged" else []

@@ -22,7 +22,7 @@ from weightspace.report.effects import difference_figure, seeds_figure
 from weightspace.report.facts import arm_settings, facts_of, layer_rows, recipe_of, run_summary
 from weightspace.report.layers import layers_figure
 from weightspace.report.style import STYLE, save_figure
-from weightspace.training.files import JsonObject, read_json, write_text_atomically
+from weightspace.training.files import JsonObject, read_json, reason_of, write_text_atomically
 
 REPORT_FILE = "report.html"
 PLOTS_FOLDER = "plots"
@@ -70,15 +70,18 @@ def write_report(run_dir: Path) -> Path:
         Path of `report.html`. The plots are inside it and also in `plots/`.
 
     Raises:
-        RunError: The folder holds neither, a file in it is damaged, or it cannot be written.
+        RunError: The folder holds neither, `compare.json` is damaged, or the report cannot be written. Other damaged
+            files become warnings in the report.
     """
     if (run_dir / COMPARE_FILE).exists():
         page = _comparison_page(read_comparison(run_dir))
     elif any((run_dir / name).exists() for name in (METRICS_FILE, "result.json", RUN_FILE)):
         page = _single_run_page(run_dir)
     else:
-        there = "holds neither a comparison nor a training run" if run_dir.is_dir() else "does not exist"
-        raise RunError(f"{run_dir} {there}; pass the folder that `compare` or `train` has written")
+        there = "is a file" if run_dir.is_file() else "does not exist"
+        if run_dir.is_dir():
+            there = f"holds neither {COMPARE_FILE} nor {RUN_FILE}"
+        raise RunError(f"{run_dir} {there}; give the folder of a comparison or run, such as runs/quickstart")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -91,8 +94,9 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _comparison_page(comparison: Comparison) -> Page:
-    curves = {arm.arm.name: arm_curves(comparison, arm) for arm in comparison.arms}
-    layers = [table for arm in comparison.arms if (table := arm_layers(comparison, arm)) is not None]
+    damage: list[str] = []
+    curves = {arm.arm.name: arm_curves(comparison, arm, damage) for arm in comparison.arms}
+    layers = [table for arm in comparison.arms if (table := arm_layers(comparison, arm, damage)) is not None]
     level = f"{100 * comparison.level:g}%"
     with rc_context(STYLE):
         plots = [
@@ -130,7 +134,7 @@ def _comparison_page(comparison: Comparison) -> Page:
         title=table_title(comparison),
         description=recipe.description,
         verdict=verdict(comparison),
-        warnings=warnings(comparison),
+        warnings=[*warnings(comparison), *dict.fromkeys(damage)],
         columns=table_columns(comparison),
         rows=[table_row(arm, comparison) for arm in comparison.arms],
         baseline_row=comparison.baseline.arm.index,
@@ -145,10 +149,11 @@ def _comparison_page(comparison: Comparison) -> Page:
 
 
 def _single_run_page(run_dir: Path) -> Page:
-    run: JsonObject = read_json(run_dir / RUN_FILE) if (run_dir / RUN_FILE).exists() else {}
-    result: JsonObject = read_json(run_dir / "result.json") if (run_dir / "result.json").exists() else {}
-    table = read_layers([run_dir], "this run")
-    curve = read_curve(run_dir, "this run")
+    damage: list[str] = []
+    run = _read_or_note(run_dir / RUN_FILE, damage)
+    result = _read_or_note(run_dir / "result.json", damage)
+    table = read_layers([run_dir], "this run", damage)
+    curve = read_curve(run_dir, "this run", damage)
     with rc_context(STYLE):
         layers = [table] if table is not None else []
         plots = [
@@ -163,7 +168,7 @@ def _single_run_page(run_dir: Path) -> Page:
         title=f"{name or run_dir.resolve().name}: one training run",
         description=str(recipe.get("description", "")) if isinstance(recipe, dict) else "",
         verdict=sentences,
-        warnings=concerns,
+        warnings=[*concerns, *dict.fromkeys(damage)],
         columns=[],
         rows=[],
         baseline_row=None,
@@ -175,6 +180,17 @@ def _single_run_page(run_dir: Path) -> Page:
         facts=facts_of(run | {"seed": run.get("seed", result.get("seed"))}),
         recipe=recipe_of(recipe),
     )
+
+
+def _read_or_note(path: Path, damage: list[str]) -> JsonObject:
+    """The content of a JSON file; empty when it is missing, and with a sentence in `damage` when it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except RunError as error:
+        damage.append(f"{error}.")
+        return {}
 
 
 def _layer_plots(layers: list[LayerTable]) -> list[Plot]:
@@ -200,9 +216,16 @@ def _save(run_dir: Path, plots: Iterable[Plot]) -> list[dict[str, str]]:
     for plot in plots:
         path = run_dir / PLOTS_FOLDER / f"{plot.name}.png"
         if plot.figure is None:
-            path.unlink(missing_ok=True)
+            _delete(path)
             continue
         save_figure(plot.figure, path)
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         images.append({"name": plot.name, "title": plot.title, "caption": plot.caption, "data": data})
     return images
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot delete {path}: {reason_of(error)}") from error

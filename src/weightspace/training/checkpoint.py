@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from weightspace.errors import RunError
-from weightspace.training.files import replacing
+from weightspace.training.files import write_bytes_atomically
 
-_FORMAT = "weightspace-checkpoint-1"
+_FORMAT = "weightspace-checkpoint-2"
 _NAME = re.compile(r"^checkpoint-(\d{9})\.safetensors$")
 _KEPT = 2
 
@@ -39,17 +39,20 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, finger
         The file.
 
     Raises:
-        RunError: The file cannot be written, or the state holds something that is not in the list above.
+        RunError: The file cannot be written (the checkpoints before it stay), or the state holds something that is
+            not in the list above.
     """
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors)
     header = {"format": _FORMAT, "step": str(step), "fingerprint": fingerprint, "tree": json.dumps(tree)}
     path = folder / f"checkpoint-{step:09d}.safetensors"
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=header)
-        except SafetensorError as error:  # it hides the system's error in its text
-            raise RunError(f"cannot write {path}: {error}") from error
+    try:
+        # Not save_file: it makes temporary files of its own, which a killed process leaves behind.
+        write_bytes_atomically(path, save(tensors, metadata=header))
+    except RunError as error:
+        kept = next(_checkpoints(folder), None)
+        stays = f"{kept.name} stays, so --resume goes on from there" if kept is not None else "nothing is saved yet"
+        raise RunError(f"{error}; {stays}") from error
     for old in list(_checkpoints(folder))[_KEPT:]:
         old.unlink(missing_ok=True)
     return path
@@ -75,18 +78,23 @@ def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
         try:
             header, tensors = _read(path)
             state = _unpack(json.loads(header["tree"]), tensors)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             warnings.warn(f"{path} is damaged ({error}); trying the checkpoint before it", RuntimeWarning, stacklevel=2)
             continue
         if header["fingerprint"] != fingerprint:
             raise RunError(
                 f"{path} was written with other settings or another seed than asked for now; "
-                "give the settings it was started with, another folder with --out, or start again with --fresh"
+                "give the settings it was started with, choose another folder with --out, or start anew with --fresh"
             )
         return cast("dict[str, Any]", state)
     if paths:
-        raise RunError(f"no checkpoint in {folder} can be read; start the run again with --fresh")
+        raise RunError(f"no checkpoint in {folder} can be read; start the run anew with --fresh")
     return None
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, good or damaged."""
+    return next(_checkpoints(folder), None) is not None
 
 
 def delete_checkpoints(folder: Path) -> None:

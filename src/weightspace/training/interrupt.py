@@ -8,6 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 130
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal after its state was saved.

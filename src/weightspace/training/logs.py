@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, final
 
 from weightspace.errors import RunError
-from weightspace.training.files import JsonLines
+from weightspace.training.json_lines import JsonLines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 @final
@@ -24,15 +25,16 @@ class RunLog:
     Args:
         run_dir: The run's folder; `metrics.jsonl` in it is appended to, `tensorboard/` holds the curves.
         records: Records that `metrics.jsonl` already holds (a resumed run).
+        step: Steps done before (a resumed run): TensorBoard drops what an interrupted process wrote behind them.
         tensorboard: Whether to write TensorBoard curves too.
 
     Raises:
         RunError: The files cannot be written, or TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, run_dir: Path, *, records: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, run_dir: Path, *, records: int = 0, step: int = 0, tensorboard: bool = False) -> None:
         self.records = records
-        self._curves = _summary_writer(run_dir / "tensorboard") if tensorboard else None
+        self._curves = _summary_writer(run_dir / TENSORBOARD_FOLDER, step) if tensorboard else None
         self._lines = JsonLines(run_dir / METRICS_FILE)
 
     def epoch(self, record: Mapping[str, float | int]) -> None:
@@ -61,6 +63,10 @@ class RunLog:
                 for key, value in numbers.items():
                     self._curves.add_scalar(f"{key}/{name}", value, step)
 
+    def sync(self) -> None:
+        """Wait until the records are on the disk; to be called before a checkpoint counts them."""
+        self._lines.sync()
+
     def _write(self, record: Mapping[str, object]) -> None:
         self._lines.write(record)
         self.records += 1
@@ -76,7 +82,13 @@ class RunLog:
             self._curves.close()
 
 
-def _summary_writer(folder: Path) -> SummaryWriter:
+def delete_curves(run_dir: Path) -> None:
+    """Delete the TensorBoard files of an earlier run, which would be drawn into the curves of the next one."""
+    for path in (run_dir / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
+        path.unlink(missing_ok=True)
+
+
+def _summary_writer(folder: Path, step: int) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -84,6 +96,6 @@ def _summary_writer(folder: Path) -> SummaryWriter:
             "TensorBoard is not installed; run pip install tensorboard, or leave out --tensorboard"
         ) from error
     try:
-        return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
     except OSError as error:
         raise RunError(f"cannot write TensorBoard files to {folder}: {error.strerror or error}") from error

@@ -7,22 +7,27 @@ an uninterrupted one bit for bit. `steps.py` holds the inner loop.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from weightspace.errors import RunError
 from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
 from weightspace.training.data import ImageData
 from weightspace.training.files import (
     JsonObject,
+    delete_leftovers,
     ensure_writable_folder,
-    keep_first_records,
     read_json,
-    replacing,
+    reason_of,
+    write_bytes_atomically,
     write_json_atomically,
 )
 from weightspace.training.interrupt import stop_requests
-from weightspace.training.logs import METRICS_FILE, RunLog
+from weightspace.training.json_lines import keep_first_records
+from weightspace.training.logs import METRICS_FILE, RunLog, delete_curves
 from weightspace.training.recipe import Recipe, run_fingerprint
 from weightspace.training.reproducible import reproducible
 from weightspace.training.session import Session, open_session
@@ -30,6 +35,7 @@ from weightspace.training.steps import ProgressCallback, TrainingLoop
 
 RESULT_FILE = "result.json"
 WEIGHTS_FILE = "model.safetensors"
+_WRITTEN = (RESULT_FILE, METRICS_FILE, WEIGHTS_FILE, "run.json", "checkpoint-*")
 
 
 def train_run(
@@ -39,6 +45,7 @@ def train_run(
     seed: int,
     data: ImageData,
     progress: ProgressCallback | None = None,
+    started: Callable[[int], None] | None = None,
     resume: bool = False,
     checkpoint_every_epochs: int | None = None,
     checkpoint_every_steps: int | None = None,
@@ -48,7 +55,9 @@ def train_run(
     """Train once. Writes `metrics.jsonl` as it goes and `result.json` at the end.
 
     Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`. A loss or gradient that is not finite ends the run
-    with status "diverged" and the reason; it is not an error of the program.
+    with status "diverged" and the reason; it is not an error of the program. Nothing in the folder is touched before
+    everything that the recipe asks for is built and, when resuming, fits the checkpoint. Two processes in one folder
+    destroy each other's files; the command line holds a lock (`weightspace.training.lock`).
 
     Args:
         recipe: What to train; its `compare` part is ignored.
@@ -56,6 +65,7 @@ def train_run(
         seed: Decides initial weights, dropout and the order of the images.
         data: The images, already cut to size (`take`, `hold_out`).
         progress: Called with (steps done, steps in all), about ten times a second.
+        started: Called once before the first step, with the steps done before: 0 for a run from the beginning.
         resume: Continue from the newest checkpoint in `run_dir`, or give back its finished result. Without it
             the run starts anew and replaces what is there.
         checkpoint_every_epochs: Save every so many epochs. With this or the next, the last checkpoint and the
@@ -68,19 +78,23 @@ def train_run(
         The content of `result.json`.
 
     Raises:
-        RunError: The folder cannot be written, or holds a run with other settings (when resuming).
+        RunError: The folder cannot be written; or, when resuming, holds a run with other settings or other data.
         RecipeError: Model, optimizer or accelerator cannot be built as asked.
+        DataError: The data set has fewer images than a batch.
         Interrupted: A signal asked to stop; the state is saved.
     """
     fingerprint = run_fingerprint(recipe, seed)
     ensure_writable_folder(run_dir)
-    if resume and (done := finished_result(run_dir, fingerprint)) is not None:
+    if resume and (done := _finished_or_damaged(run_dir, fingerprint)) is not None:
         return done
     keep = checkpoint_every_epochs is not None or checkpoint_every_steps is not None
     with reproducible(deterministic=recipe.train.deterministic), stop_requests() as stop:
         session = open_session(recipe, data, seed=seed, accelerator=accelerator)
         records = _restore(session, run_dir, fingerprint) if resume else _start(run_dir)
-        with RunLog(run_dir, records=records, tensorboard=tensorboard) as log:
+        step = session.progress.step
+        if started is not None:
+            started(step)
+        with RunLog(run_dir, records=records, step=step, tensorboard=tensorboard) as log:
             loop = TrainingLoop(session, run_dir, fingerprint, log, stop=stop, progress=progress)
             reason = loop.train(checkpoint_every_epochs, checkpoint_every_steps)
             if keep:
@@ -111,11 +125,33 @@ def finished_result(run_dir: Path, fingerprint: str) -> JsonObject | None:
     return result if result.get("fingerprint") == fingerprint else None
 
 
+def _finished_or_damaged(run_dir: Path, fingerprint: str) -> JsonObject | None:
+    """The finished result; a damaged one is reported and counts as none, for its last checkpoint gives it again."""
+    try:
+        return finished_result(run_dir, fingerprint)
+    except RunError as error:
+        warnings.warn(f"{error}; the run goes on from its last checkpoint", RuntimeWarning, stacklevel=3)
+        return None
+
+
+def _other_result(run_dir: Path, fingerprint: str) -> bool:
+    """Whether the folder holds a whole result that is not of this run."""
+    try:
+        return (run_dir / RESULT_FILE).exists() and finished_result(run_dir, fingerprint) is None
+    except RunError:
+        return False
+
+
 def _start(run_dir: Path) -> int:
     """Remove what an earlier run left; the number of records that stay: none."""
-    for name in (RESULT_FILE, METRICS_FILE, WEIGHTS_FILE):
-        (run_dir / name).unlink(missing_ok=True)
-    delete_checkpoints(run_dir)
+    try:
+        for name in (RESULT_FILE, METRICS_FILE, WEIGHTS_FILE):
+            (run_dir / name).unlink(missing_ok=True)
+        delete_checkpoints(run_dir)
+        delete_curves(run_dir)
+    except OSError as error:
+        raise RunError(f"cannot delete the earlier run in {run_dir}: {reason_of(error)}") from error
+    delete_leftovers(run_dir, *_WRITTEN)
     return 0
 
 
@@ -123,16 +159,17 @@ def _restore(session: Session, run_dir: Path, fingerprint: str) -> int:
     """Put the session where the newest checkpoint was taken; the number of records written by then."""
     state = load_checkpoint(run_dir, fingerprint=fingerprint)
     if state is None:
+        if _other_result(run_dir, fingerprint):
+            raise RunError(f"{run_dir} holds the result of other settings; choose another folder, or start anew")
         return _start(run_dir)
-    keep_first_records(run_dir / METRICS_FILE, state["records"])
-    session.load_state_dict(state)
-    return int(state["records"])
+    session.load_state_dict(state)  # before anything is cut: a checkpoint that does not fit changes no file
+    delete_leftovers(run_dir, *_WRITTEN)
+    return keep_first_records(run_dir / METRICS_FILE, int(state["records"]))
 
 
 def _save_weights(session: Session, path: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in session.module.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(weights, temporary, metadata={"recipe": session.recipe.name})
+    write_bytes_atomically(path, save(weights, metadata={"recipe": session.recipe.name}))
 
 
 def _result(session: Session, *, seed: int, fingerprint: str, reason: str | None) -> JsonObject:

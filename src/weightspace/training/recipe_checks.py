@@ -7,21 +7,27 @@ Each check raises `ValueError` with one sentence, because pydantic collects thos
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
-from weightspace.errors import WeightspaceError
-from weightspace.training.recipe_errors import nearest
+from weightspace.errors import WeightspaceError, nearest
 
-# They need a closure (LBFGS) or sparse gradients (SparseAdam), and the training loop gives neither.
-_UNUSABLE_OPTIMIZERS = {"LBFGS", "SparseAdam", "Optimizer"}
+_UNUSABLE_OPTIMIZERS = {
+    "LBFGS": "it needs a closure, which the training loop does not give",
+    "SparseAdam": "it needs sparse gradients, which no model here has",
+    "Muon": "it takes matrices only, and every model here has vectors (biases) too",
+    "Optimizer": "it is the base class of all others",
+}
+_UNUSABLE_OPTIONS = {
+    "differentiable": "the training loop does not differentiate through steps",
+    "capturable": "the training loop does not capture CUDA graphs",
+}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`"did you mean 'x'?"` where a name is similar, otherwise the list of known names."""
     names = list(known)
-    guess = nearest(name, names)
-    return f"did you mean '{guess}'?" if guess is not None else f"known are {', '.join(names)}"
+    return nearest(name, names, "did you mean '{}'?") or f"known are {', '.join(names)}"
 
 
 def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
@@ -44,17 +50,44 @@ def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
     )
     if name not in known:
         if name in _UNUSABLE_OPTIMIZERS:
-            raise ValueError(f"the optimizer {name} cannot be used by the training loop; known are {', '.join(known)}")
+            reason = _UNUSABLE_OPTIMIZERS[name]
+            raise ValueError(f"the optimizer {name} cannot be used: {reason}; known are {', '.join(known)}")
         raise ValueError(f"there is no optimizer '{name}' in torch.optim, {suggestion(name, known)}")
     optimizer_class = getattr(torch.optim, name)
-    accepted = [key for key in inspect.signature(optimizer_class).parameters if key not in {"params", "lr"}]
-    for option in options:
+    parameters = inspect.signature(optimizer_class).parameters
+    accepted = {key: entry.default for key, entry in parameters.items() if key not in {"params", "lr"}}
+    for option, value in options.items():
         if option not in accepted:
             raise ValueError(f"{name} has no option '{option}', {suggestion(option, accepted)}")
+        _check_option(option, value, accepted[option])
     try:
         optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, **options)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # torch raises whatever its own code stumbles on
         raise ValueError(f"torch.optim.{name} refuses these settings: {error}") from error
+
+
+def _check_option(option: str, value: Any, default: Any) -> None:
+    """Compare an option's kind with that of its default: torch finds some mistakes at the first step only."""
+    if option in _UNUSABLE_OPTIONS and value:
+        raise ValueError(f"options.{option} cannot be used: {_UNUSABLE_OPTIONS[option]}; leave it out")
+    wanted = None
+    if isinstance(default, bool) or option in {"foreach", "fused"}:  # whose None is torch's own choice
+        wanted = None if isinstance(value, bool) or (value is None and default is None) else "true or false"
+    elif isinstance(default, int | float):
+        wanted = None if _is_number(value) else "a number"
+    elif isinstance(default, tuple):
+        entries = cast("tuple[object, ...]", default)
+        given = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+        fits = len(given) == len(entries) and all(
+            _is_number(entry) or (entry is None and usual is None) for entry, usual in zip(given, entries, strict=True)
+        )
+        wanted = None if fits else f"{len(entries)} numbers such as {list(entries)}"
+    if wanted is not None:
+        raise ValueError(f"options.{option} should be {wanted}, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_model(name: str, options: Mapping[str, Any]) -> None:
@@ -85,15 +118,17 @@ def check_data(name: str) -> None:
         raise ValueError(f"there is no data set '{name}', {suggestion(name, DATASETS)}")
 
 
-def check_augment(names: Iterable[str]) -> None:
+def check_augment(names: Sequence[str]) -> None:
     """Check the names of augmentations.
 
     Raises:
-        ValueError: No such augmentation.
+        ValueError: No such augmentation, or one that is there twice.
     """
     from weightspace.training.data.augment import AUGMENTATIONS
 
     for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the augmentation '{name}' stands there {names.count(name)} times; once is enough")
         if name not in AUGMENTATIONS:
             raise ValueError(f"there is no augmentation '{name}', {suggestion(name, AUGMENTATIONS)}")
 

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from weightspace.errors import nearest
+
 Location = Sequence[int | str]
+# pydantic's words for these are those of a programmer.
+_SHOULD = {
+    "int_type": "be a whole number",
+    "int_from_float": "be a whole number",
+    "int_parsing": "be a whole number",
+    "int_parsing_size": "be a smaller number",
+    "float_type": "be a number",
+    "float_parsing": "be a number",
+    "finite_number": "be a finite number",
+    "bool_type": "be true or false",
+    "bool_parsing": "be true or false",
+    "string_type": "be text",
+    "string_pattern_mismatch": "be one word of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+    "model_type": "hold keys of its own",
+    "model_attributes_type": "hold keys of its own",
+    "dict_type": "hold keys of its own",
+    "list_type": "be a list such as [a, b]",
+    "tuple_type": "be a list such as [a, b]",
+    "too_short": "have at least {min_length} entry",
+    "too_long": "have at most {max_length} entries",
+}
 _SHOWN = 4  # sentences; more of them hide the first
 
 
@@ -40,17 +62,6 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     return f"{source}: {'; '.join(sentences)}"
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The entry of `known` most like `name`, or None when none is similar.
-
-    >>> nearest("epoch", ["epochs", "batch_size"])
-    'epochs'
-    """
-    by_lower = {entry.lower(): entry for entry in known}
-    found = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
-
-
 def unknown_key(location: Location, model: type[BaseModel]) -> str:
     """The sentence for a key that the recipe does not have.
 
@@ -60,8 +71,8 @@ def unknown_key(location: Location, model: type[BaseModel]) -> str:
     """
     *parents, key = location
     here = _known_keys(model, parents)
-    guess = nearest(str(key), here)
-    if guess is not None:
+    guess = nearest(key, here, "{}")
+    if guess:
         suggestion = dotted([*parents, guess])
     else:  # right key, wrong place: `epochs` at the top means `train.epochs`
         everywhere = list(_paths(model))
@@ -83,8 +94,9 @@ def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "value_error":
         text = message.removeprefix("Value error, ")
         return f"{path}: {text}" if location else text
-    if detail["type"] == "too_short":
-        return f"{path} should not be empty"
+    if detail["type"] in _SHOULD:
+        wanted = _SHOULD[detail["type"]].format(**detail.get("ctx", {}))
+        return f"{path} should {wanted}, not {_shown(detail['input'])}"
     if message.startswith("Input should"):
         return f"{path} should{message.removeprefix('Input should')}, not {_shown(detail['input'])}"
     return f"{path}: {message[:1].lower()}{message[1:]}, not {_shown(detail['input'])}"

@@ -7,8 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from weightspace.errors import RecipeError
-from weightspace.training.recipe_errors import nearest
+from weightspace.errors import RecipeError, nearest
 from weightspace.training.recipe_yaml import parse_mapping, parse_yaml
 
 _SUFFIXES = {".yaml", ".yml"}
@@ -39,8 +38,7 @@ def read_recipe(path_or_name: str | Path) -> tuple[dict[str, Any], str]:
     bundled = bundled_recipes()
     name = str(path_or_name)
     if name not in bundled:
-        guess = nearest(name, list(bundled))
-        hint = f"did you mean '{guess}'?" if guess else f"the bundled recipes are {', '.join(bundled)}"
+        hint = nearest(name, bundled, "did you mean '{}'?") or f"the bundled recipes are {', '.join(bundled)}"
         raise RecipeError(f"there is no recipe '{name}', {hint} (a file of yours needs its ending .yaml)")
     return parse_mapping(bundled[name], f"{name}.yaml"), f"{name}.yaml"
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from weightspace.errors import RecipeError
-from weightspace.training.recipe_errors import nearest, unknown_key
+from weightspace.errors import RecipeError, nearest
+from weightspace.training.recipe_errors import unknown_key
 
 # Below these the rest of a path is one key, dots included: `compare.tune.grid.train.optimizer.lr`.
 _TABLES_OF_PATHS = {"grid", "ranges", "set"}
@@ -51,8 +51,8 @@ def set_path(values: dict[str, Any], path: str, value: object, model: type[BaseM
 
 
 def _unknown_first(parts: Sequence[str], model: type[BaseModel]) -> str:
-    guess = nearest(parts[0], list(model.model_fields))
-    if guess is not None:
+    guess = nearest(parts[0], model.model_fields, "{}")
+    if guess:
         return f"unknown key '{'.'.join(parts)}', did you mean '{'.'.join([guess, *parts[1:]])}'?"
     return f"unknown key '{'.'.join(parts)}'; a recipe knows {', '.join(model.model_fields)}"
 

@@ -9,8 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from weightspace.training.recipe_checks import check_augment, check_data, check_model, check_optimizer, check_rule
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
-PositiveInt = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Strict: `epochs: true` is no 1 and `lr: "0.1"` no number. An integer is a number all the same.
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Bound = Annotated[int, Field(gt=0, strict=True)] | Positive  # a range between whole numbers stays one
+Flag = Annotated[bool, Field(strict=True)]
 RuleEntry = dict[str, Any]
 
 
@@ -71,9 +75,9 @@ class ScheduleSettings(Settings):
     """Learning rate over the run, per step: `train.schedule:`. Epochs may be fractions."""
 
     name: Literal["constant", "cosine", "step"] = "constant"
-    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     milestones: tuple[Positive, ...] = ()
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
 
     @model_validator(mode="after")
     def _milestones_belong_to_step(self) -> ScheduleSettings:
@@ -92,10 +96,10 @@ class TrainSettings(Settings):
     optimizer: OptimizerSettings
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     precision: Precision = "32-true"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     clip_norm: Positive | None = None
-    channels_last: bool = False
-    deterministic: bool = True
+    channels_last: Flag = False
+    deterministic: Flag = True
     measure_every: PositiveInt | None = 50
     evaluate_every: PositiveInt = 1
 
@@ -117,7 +121,7 @@ class RandomSearch(Settings):
     """Random search, log-uniform in each range, the same draws for every arm: `compare.tune.random:`."""
 
     trials: PositiveInt
-    ranges: Annotated[dict[str, tuple[Positive, Positive]], Field(min_length=1)]
+    ranges: Annotated[dict[str, tuple[Bound, Bound]], Field(min_length=1)]
 
     @field_validator("ranges")
     @classmethod
@@ -134,7 +138,7 @@ class TuneSettings(Settings):
     grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] | None = None
     random: RandomSearch | None = None
     seeds: PositiveInt = 1
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.2
 
     @model_validator(mode="after")
     def _one_search(self) -> TuneSettings:
@@ -149,7 +153,7 @@ class ArmSettings(Settings):
     `rules` None keeps the recipe's rules. `set` holds dotted overrides of the recipe for this arm.
     """
 
-    tune: bool = True
+    tune: Flag = True
     rules: tuple[RuleEntry, ...] | None = None
     set: dict[str, Any] = Field(default_factory=dict[str, Any])
 
@@ -166,7 +170,7 @@ class CompareSettings(Settings):
 
     baseline: str
     seeds: PositiveInt = 5
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    level: Annotated[Number, Field(gt=0, lt=1)] = 0.95
     tune: TuneSettings | None = None
     arms: Annotated[dict[str, ArmSettings], Field(min_length=1)]
 

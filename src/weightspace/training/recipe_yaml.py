@@ -1,7 +1,8 @@
 """Reads recipes as YAML 1.2 (core schema), with a clear error for every mistake in the text.
 
-PyYAML follows YAML 1.1, where `5e-4` is a string and `on:` is the key `True`; both would bite in a recipe
-(learning rates, a rule's `on=`). A key that stands twice is refused: otherwise the last one wins unseen.
+PyYAML follows YAML 1.1, where `5e-4` is a string, `010` is eight, `12:30` is 750, `on:` is the key `True` and
+`2020-01-01` a date; all would bite in a recipe (learning rates, a rule's `on=`). A key that stands twice is refused:
+otherwise the last one wins unseen.
 """
 
 from __future__ import annotations
@@ -13,25 +14,39 @@ import yaml
 
 from weightspace.errors import RecipeError
 
-_FLOAT = re.compile(
-    r"^[-+]?(?:(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|\.inf|\.nan)$"
+_TAG = "tag:yaml.org,2002:"
+# The plain words that are no text in YAML 1.2's core schema: tag, pattern, first characters.
+_CORE = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),  # no part of 1.2, but what else should the key << mean
 )
-_BOOLEAN = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
 
 class _Loader(yaml.SafeLoader):
     """Safe loader with YAML 1.2 numbers and booleans that refuses duplicate keys."""
 
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute; replaces the 1.1 table
 
-# Take over the safe loader's table without the two resolvers that differ in YAML 1.2.
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+for _name, _pattern, _first in _CORE:
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    if re.fullmatch(r"0[ox][0-9a-fA-F]+", text):
+        return int(text, 0)
+    try:
+        return int(text)
+    except ValueError as error:  # more digits than Python reads, or `!!int words`
+        raise yaml.constructor.ConstructorError(None, None, f"{text[:20]!r} is no integer", node.start_mark) from error
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -48,6 +63,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
     return loader.construct_mapping(node, deep=True)
 
 
+_Loader.add_constructor(f"{_TAG}int", _construct_int)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
@@ -64,8 +80,8 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         RecipeError: The text is not YAML, or a key stands twice; names line and column.
 
-    >>> parse_yaml("{lr: 5e-4, on: convs}", "an example")
-    {'lr': 0.0005, 'on': 'convs'}
+    >>> parse_yaml("{lr: 5e-4, on: convs, hidden: 010, time: 12:30}", "an example")
+    {'lr': 0.0005, 'on': 'convs', 'hidden': 10, 'time': '12:30'}
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
@@ -74,7 +90,7 @@ def parse_yaml(text: str, source: str) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         problem = error.problem or error.context or "syntax error"
         raise RecipeError(f"{source} is not valid YAML{place}: {problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -92,4 +108,7 @@ def parse_mapping(text: str, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         came = "nothing" if value is None else f"a {type(value).__name__}"
         raise RecipeError(f"{source} should hold keys such as 'name:' and 'train:', but holds {came}")
+    for key in value:
+        if not isinstance(key, str):
+            raise RecipeError(f"{source} has the key {key!r}, but keys are words; put it in quotes if it is one")
     return cast("dict[str, Any]", value)

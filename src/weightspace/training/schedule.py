@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
-from weightspace.training.recipe import ScheduleSettings
+from weightspace.training.recipe import OptimizerSettings, ScheduleSettings
 
 
 def lr_factor(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, steps: int) -> float:
@@ -39,19 +39,35 @@ def lr_factor(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, st
     return 1.0
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: ScheduleSettings, *, steps_per_epoch: int, steps: int
-) -> LambdaLR:
-    """The schedule as a torch scheduler, to be stepped after every optimizer step.
+def rate_setter(
+    optimizer: torch.optim.Optimizer,
+    settings: OptimizerSettings,
+    schedule: ScheduleSettings,
+    *,
+    steps_per_epoch: int,
+    steps: int,
+) -> Callable[[int], None] | None:
+    """What sets the learning rate of a step, to be called before it; None where the rate never changes.
+
+    The rate is a function of the step, so there is no state to save. A scheduler of torch's wraps the optimizer's step
+    and costs 8 µs more in every step.
 
     Args:
-        optimizer: The torch optimizer whose learning rates it sets.
+        optimizer: The torch optimizer whose learning rates are set.
+        settings: Its settings: the base learning rate.
         schedule: The recipe's schedule.
         steps_per_epoch: Steps in an epoch.
         steps: Steps in the whole run.
+
+    Returns:
+        A function of the steps done before.
     """
+    if schedule.name == "constant" and not schedule.warmup_epochs:
+        return None
 
-    def factor(step: int) -> float:
-        return lr_factor(schedule, step, steps_per_epoch=steps_per_epoch, steps=steps)
+    def set_rate(step: int) -> None:
+        rate = settings.lr * lr_factor(schedule, step, steps_per_epoch=steps_per_epoch, steps=steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
-    return LambdaLR(optimizer, factor)
+    return set_rate

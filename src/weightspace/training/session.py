@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from weightspace.errors import RecipeError, RunError
 from weightspace.training.data import Batches, ImageData, load_data
 from weightspace.training.models import build_model
+from weightspace.training.progress import Progress
 from weightspace.training.recipe import Recipe
 from weightspace.training.reproducible import random_states, seed_stream, set_random_states
-from weightspace.training.schedule import make_scheduler
+from weightspace.training.schedule import rate_setter
 
 if TYPE_CHECKING:
     from weightspace.optim import Rules
 
 # Images at a time. On a CPU 1,000 fall out of the cache and take twice as long as 250; an accelerator wants many.
 _EVALUATION_BATCH_ON_CPU, _EVALUATION_BATCH = 250, 1000
-
-
-@dataclass
-class Progress:
-    """Where a run stands, and what it has added up. Saved with every checkpoint.
-
-    Attributes:
-        epoch: Epoch in progress, counted from 0.
-        batch: Batches done in this epoch.
-        step: Steps done in the whole run.
-        loss_sum: Sum of this epoch's batch losses, on the device: reading it there would stop the accelerator.
-        train_loss: Mean loss of the last whole epoch.
-        test_loss: Mean loss on the test images at the last evaluation.
-        test_accuracy: Fraction of the test images classified right at the last evaluation.
-        step_seconds: Wall-clock seconds of each step (on accelerators: means over the steps between two checks).
-        seconds: Their sum over all steps.
-    """
-
-    loss_sum: Tensor
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    train_loss: float = float("nan")
-    test_loss: float = float("nan")
-    test_accuracy: float = float("nan")
-    seconds: float = 0.0
-    step_seconds: list[float] = field(default_factory=list[float])
-
-    @property
-    def median_step(self) -> float:
-        """Median seconds of a step, 0.0 before the first."""
-        return statistics.median(self.step_seconds) if self.step_seconds else 0.0
 
 
 @dataclass
@@ -69,17 +36,35 @@ class Session:
     model: Any
     inner: torch.optim.Optimizer
     optimizer: Any
-    scheduler: LambdaLR
+    set_rate: Callable[[int], None] | None
     rules: Rules | None
     train: Batches
     test: Batches
-    num_classes: int
+    data: ImageData
     progress: Progress
 
     @property
+    def is_plain(self) -> bool:
+        """Whether Fabric's wrappers change nothing: one device, float32. They cost 70 µs a step, so they are left out.
+
+        The others are needed for casting inputs, scaling losses and skipping steps.
+        """
+        return self.recipe.train.precision == "32-true"
+
+    @property
     def forward(self) -> Callable[[Tensor], Tensor]:
-        """What to call on a batch. On one device in plain float32 Fabric's wrapper changes nothing but costs 45 µs."""
-        return self.module if self.recipe.train.precision == "32-true" else self.model
+        """What to call on a batch."""
+        return self.module if self.is_plain else self.model
+
+    @property
+    def backward(self) -> Callable[[Tensor], object]:
+        """What to call on a loss."""
+        return Tensor.backward if self.is_plain else self.fabric.backward
+
+    @property
+    def step(self) -> Callable[[], object]:
+        """What moves the weights; rules hang on the inner optimizer and act either way."""
+        return self.inner.step if self.is_plain else self.optimizer.step
 
     @property
     def steps(self) -> int:
@@ -91,38 +76,74 @@ class Session:
         """Trainable numbers of the model."""
         return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data."""
+        return self.data.num_classes
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What must be equal (data) or should be (torch, device) where the run continues."""
+        return {
+            "data": self.data.checksum,
+            "source": self.data.source,
+            "torch": str(torch.__version__),
+            "device": self.fabric.device.type,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run continues, for a checkpoint."""
         return {
             "model": dict(self.module.state_dict()),
             "optimizer": self.inner.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "rules": self.rules.state_dict() if self.rules is not None else None,
             "precision": self.fabric.strategy.precision.state_dict(),
             "random": random_states(),
-            "progress": {**vars(self.progress), "step_seconds": torch.tensor(self.progress.step_seconds).double()},
+            "origin": self.origin,
+            "progress": {
+                **vars(self.progress),
+                "step_seconds": torch.tensor(self.progress.step_seconds, dtype=torch.float64),
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken. Another version of torch or kind of device is a warning.
 
         Raises:
-            RunError: The state does not fit the model or optimizer.
+            RunError: The state does not fit the model, optimizer or data.
         """
+        self._check_origin(state["origin"])
         try:
             self.module.load_state_dict(state["model"])
             self.inner.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
             if self.rules is not None:
                 self.rules.load_state_dict(state["rules"])
             self.fabric.strategy.precision.load_state_dict(state["precision"])
+            set_random_states(state["random"])
+            saved = dict(state["progress"])
+            saved["step_seconds"] = saved["step_seconds"].tolist()
+            saved["loss_sum"] = saved["loss_sum"].to(self.fabric.device)
+            self.progress = Progress(**saved)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the checkpoint does not fit this model and optimizer ({error}); use --fresh") from error
-        set_random_states(state["random"])
-        saved = dict(state["progress"])
-        saved["step_seconds"] = saved["step_seconds"].tolist()
-        saved["loss_sum"] = saved["loss_sum"].to(self.fabric.device)
-        self.progress = Progress(**saved)
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"the checkpoint does not fit this model and optimizer ({reason}); start anew with --fresh"
+            ) from error
+
+    def _check_origin(self, then: Mapping[str, str]) -> None:
+        now = self.origin
+        if then["data"] != now["data"]:
+            raise RunError(
+                f"the images of '{self.data.name}' found now ({now['source']}) are not those that this run was started "
+                f"with ({then['source']}); restore those, or start anew with --fresh"
+            )
+        changed = [f"{key} {then[key]}, now {now[key]}" for key in ("torch", "device") if then[key] != now[key]]
+        if changed:
+            warnings.warn(
+                f"this run was started with {' and '.join(changed)}: it goes on, but not bit for bit",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def load_recipe_data(recipe: Recipe) -> ImageData:
@@ -186,11 +207,11 @@ def open_session(recipe: Recipe, data: ImageData, *, seed: int, accelerator: str
         drop_last=False,
     )
     steps = train.epochs * len(batches)
-    scheduler = make_scheduler(inner, train.schedule, steps_per_epoch=len(batches), steps=steps)
+    set_rate = rate_setter(inner, train.optimizer, train.schedule, steps_per_epoch=len(batches), steps=steps)
     seed_stream(seed, "training")
     progress = Progress(loss_sum=torch.zeros((), device=fabric.device))
     return Session(
-        *(recipe, fabric, module, model, inner, optimizer, scheduler, rules, batches, test, data.num_classes),
+        *(recipe, fabric, module, model, inner, optimizer, set_rate, rules, batches, test, data),
         progress=progress,
     )
 
@@ -213,7 +234,9 @@ def _make_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
     try:
         return getattr(torch.optim, settings.name)(module.parameters(), lr=settings.lr, **settings.options)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise RecipeError(f"torch.optim.{settings.name} refuses the model '{recipe.model.name}': {error}") from error
+        raise RecipeError(
+            f"train.optimizer: torch.optim.{settings.name} refuses the model '{recipe.model.name}': {error}"
+        ) from error
 
 
 def _attach(recipe: Recipe, optimizer: torch.optim.Optimizer, module: nn.Module) -> Rules | None:

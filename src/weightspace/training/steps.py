@@ -1,7 +1,8 @@
 """The steps and epochs of one run, lean: a step is what a bare loop does, plus one counter and one comparison.
 
 Law of the loop: between two checks (every step on a CPU, every 50 steps elsewhere) nothing reads a number back from
-the device, so an accelerator never waits for Python.
+the device, so an accelerator never waits for Python. Time is taken at checks only, where the device has done all that
+was asked of it; measurements, checkpoints and the progress display come after it and do not count.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from weightspace.errors import DivergenceError, NonFiniteGradientError
 from weightspace.training.checkpoint import save_checkpoint
 from weightspace.training.interrupt import Interrupted, StopRequest
 from weightspace.training.logs import RunLog
-from weightspace.training.schedule import lr_factor
 from weightspace.training.session import Session
 
 ProgressCallback = Callable[[int, int], None]
@@ -73,7 +73,8 @@ class TrainingLoop:
         return None
 
     def save(self) -> None:
-        """Write a checkpoint of the present state."""
+        """Write a checkpoint of the present state, after the records that it counts are on the disk."""
+        self.log.sync()
         state = {**self.session.state_dict(), "records": self.log.records}
         save_checkpoint(self.run_dir, self.session.progress.step, state, fingerprint=self.fingerprint)
 
@@ -83,36 +84,36 @@ class TrainingLoop:
 
     def _train_epoch(self, every_steps: int | None) -> None:
         session, state, settings = self.session, self.session.progress, self.session.recipe.train
-        forward, optimizer, backward = session.forward, session.optimizer, session.fabric.backward
+        forward, backward, step, zero_grad = session.forward, session.backward, session.step, session.inner.zero_grad
+        set_rate = session.set_rate
         smoothing, clip, channels_last = settings.label_smoothing, settings.clip_norm, settings.channels_last
-        measure_every = settings.measure_every or 1
         rules = session.rules if settings.measure_every is not None else None
+        measure_every, check_every = settings.measure_every or 1, self.check_every
         in_epoch, checked, tick = len(session.train), state.step, time.perf_counter()
         for images, labels in session.train.epoch(state.epoch, state.batch):
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901 - the same images
-            optimizer.zero_grad(set_to_none=True)
+            zero_grad(set_to_none=True)
             loss = F.cross_entropy(forward(images), labels, label_smoothing=smoothing)
             backward(loss)
             if clip is not None:
-                session.fabric.clip_gradients(session.model, optimizer, max_norm=clip, error_if_nonfinite=False)
-            optimizer.step()
-            session.scheduler.step()
+                session.fabric.clip_gradients(session.model, session.optimizer, max_norm=clip, error_if_nonfinite=False)
+            if set_rate is not None:
+                set_rate(state.step)
+            step()
             state.loss_sum += loss.detach()
             state.batch += 1
             state.step += 1
-            if rules is not None and (rules.steps - 1) % measure_every == 0:  # rules measure their first step
-                tick += self._log_layers()  # not part of the step's time
-            if state.step - checked == self.check_every or state.batch == in_epoch:
+            is_measured = rules is not None and (rules.steps - 1) % measure_every == 0  # rules measure their first step
+            is_saved = every_steps is not None and state.step % every_steps == 0 and state.batch < in_epoch
+            if is_measured or is_saved or state.step - checked == check_every or state.batch == in_epoch:
+                # Reading the loss waits for the device, so this is the time of the steps and of nothing else.
                 self._check_loss(checked)
                 now = time.perf_counter()
                 state.step_seconds.append((now - tick) / (state.step - checked))
                 state.seconds += now - tick
-                checked, tick = state.step, now
-                self._between_steps(now)
-            if every_steps is not None and state.step % every_steps == 0 and state.batch < in_epoch:
-                self.save()
-                tick = time.perf_counter()
+                self._between_steps(now, is_measured=is_measured, is_saved=is_saved)
+                checked, tick = state.step, time.perf_counter()
 
     def _finish_epoch(self) -> None:
         session, state = self.session, self.session.progress
@@ -138,10 +139,8 @@ class TrainingLoop:
         self.log.epoch(record)
 
     def _last_lr(self) -> float:
-        """The learning rate of the step just done; the scheduler already holds the next one."""
-        session, settings = self.session, self.session.recipe.train
-        done, in_epoch = session.progress.step - 1, len(session.train)
-        return settings.optimizer.lr * lr_factor(settings.schedule, done, steps_per_epoch=in_epoch, steps=session.steps)
+        """The learning rate of the step just done."""
+        return float(self.session.inner.param_groups[0]["lr"])
 
     def _check_loss(self, checked: int) -> None:
         """Raise when a loss since step `checked` was not finite: a sum with NaN or infinity stays so."""
@@ -152,25 +151,21 @@ class TrainingLoop:
             lr = self.session.recipe.train.optimizer.lr
             raise DivergenceError(f"the training loss became non-finite {where} (epoch {epoch}, lr {lr:g})")
 
-    def _between_steps(self, now: float) -> None:
-        """Report progress, and stop if a signal asked for it. The state is consistent here."""
+    def _between_steps(self, now: float, *, is_measured: bool, is_saved: bool) -> None:
+        """Log, report progress, save, and stop if a signal asked for it. The state is consistent here."""
         state = self.session.progress
+        if is_measured and self.session.rules is not None:
+            self.log.layers(state.step, self.session.rules.measurements)
         if self.report is not None and now - self._reported > _PROGRESS_SECONDS:
             self.report(state.step, self.session.steps)
             self._reported = now
-        if self.stop.signal_number:
+        if is_saved or self.stop.signal_number:
             self.save()
+        if self.stop.signal_number:
             raise Interrupted(
                 f"stopped at step {state.step} of {self.session.steps}; the state is saved in {self.run_dir}",
                 self.stop.signal_number,
             )
-
-    def _log_layers(self) -> float:
-        """Log what the rules measured at this step; the seconds it took."""
-        start = time.perf_counter()
-        if self.session.rules is not None:
-            self.log.layers(self.session.progress.step, self.session.rules.measurements)
-        return time.perf_counter() - start
 
     def _judge_diverged(self) -> None:
         """Evaluate the weights that were reached; chance level when they are of no use."""

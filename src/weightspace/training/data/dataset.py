@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -87,6 +89,17 @@ class ImageData:
     def image_size(self) -> int:
         """Height and width in pixels."""
         return int(self.train_images.shape[-1])
+
+    @cached_property
+    def checksum(self) -> str:
+        """`"sha256:..."` of every byte of images and labels, training before test.
+
+        Cost: one pass, 0.1 s for CIFAR-10; computed once.
+        """
+        digest = hashlib.sha256()
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(tensor.contiguous().numpy().data)
+        return f"sha256:{digest.hexdigest()}"
 
     def take(self, train: int | None, test: int | None = None, *, seed: int = 0) -> ImageData:
         """Keep a class-balanced random subset; `mean` and `std` are recomputed on it.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
-from weightspace.errors import DataError
+from weightspace.errors import DataError, nearest
 from weightspace.training.data.catalog import DATASETS, DatasetInfo
 from weightspace.training.data.cifar import read_cifar
 from weightspace.training.data.dataset import ImageData
@@ -64,9 +63,8 @@ def load_data(
 def _lookup(name: str) -> DatasetInfo:
     if name in DATASETS:
         return DATASETS[name]
-    near = difflib.get_close_matches(name.lower(), DATASETS, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"Unknown data set {name!r}: choose among {', '.join(map(repr, DATASETS))}.{hint}")
+    known = ", ".join(map(repr, DATASETS))
+    raise DataError(f"Unknown data set {name!r}: choose among {known}.{nearest(name, DATASETS, ' Did you mean {!r}?')}")
 
 
 def read_place(info: DatasetInfo, path: Path) -> Found | None:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from weightspace.errors import RecipeError
-from weightspace.training.models.checks import nearest
+from weightspace.training.models.checks import hint
 from weightspace.training.models.mlp import MLP
 from weightspace.training.models.resnet import ResNet, cifar_resnet, imagenet_resnet
 from weightspace.training.models.vgg import VGG
@@ -106,8 +106,8 @@ def build_model(name: str, *, in_channels: int, image_size: int, num_classes: in
     """
     entry = MODELS.get(name)
     if entry is None:
-        raise RecipeError(f'Model "{name}" is unknown: {nearest(name, MODELS)}')
+        raise RecipeError(f'Model "{name}" is unknown: {hint(name, MODELS)}')
     for option in options:
         if option not in entry.options:
-            raise RecipeError(f'Model "{name}" has no option "{option}": {nearest(option, entry.options)}')
+            raise RecipeError(f'Model "{name}" has no option "{option}": {hint(option, entry.options)}')
     return entry.builder(in_channels=in_channels, image_size=image_size, num_classes=num_classes, **options)

@@ -6,27 +6,26 @@ signature already states a type.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import cast
 
 from torch import Tensor
 
-from weightspace.errors import DataError, RecipeError
+from weightspace.errors import DataError, RecipeError, nearest
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def hint(word: object, known: Iterable[str]) -> str:
     """Suggests the known word closest to `word` and lists all of them, as the tail of an error sentence.
 
-    >>> nearest("resnet19", ["mlp", "resnet18"])
+    >>> hint("resnet19", ["mlp", "resnet18"])
     'did you mean "resnet18"? Known: mlp, resnet18.'
-    >>> nearest("zebra", ["mlp", "vgg"])
+    >>> hint("zebra", ["mlp", "vgg"])
     'known: mlp, vgg.'
     """
     names = list(known)
-    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
     listed = ", ".join(names) if names else "none"
-    return f'did you mean "{close[0]}"? Known: {listed}.' if close else f"known: {listed}."
+    guess = nearest(word, names, 'did you mean "{}"?')
+    return f"{guess} Known: {listed}." if guess else f"known: {listed}."
 
 
 def positive_int(model: str, option: str, value: object) -> int:
@@ -76,7 +75,7 @@ def probability(model: str, option: str, value: object) -> float:
 def choice(model: str, option: str, value: object, known: Sequence[str]) -> None:
     """Raises a `RecipeError` naming the nearest choice unless `value` is one of `known`."""
     if value not in known:
-        raise RecipeError(f'Model "{model}" has no {option}={value!r}: {nearest(str(value), known)}')
+        raise RecipeError(f'Model "{model}" has no {option}={value!r}: {hint(value, known)}')
 
 
 def flag(model: str, option: str, value: object) -> None:

@@ -1,0 +1,45 @@
+"""Finds NaN and infinity in gradients, with one synchronization, and says where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from weightspace.errors import NonFiniteGradientError
+from weightspace.kernels.parameters import ParameterInfo
+
+
+def all_finite(pieces: Iterable[torch.Tensor]) -> bool:
+    """One reduction and one synchronization for each device and dtype, however many pieces there are."""
+    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for piece in pieces:
+        groups.setdefault((piece.device, piece.dtype), []).append(piece)
+    return all(bool(torch.cat(group).isfinite().all()) for group in groups.values())
+
+
+def sums(infos: Iterable[ParameterInfo]) -> list[torch.Tensor]:
+    """For each gradient its sum, in at least float32: not finite if any entry is not."""
+    grads = (info.parameter.grad for info in infos)
+    return [(g.float() if g.dtype.itemsize < 4 else g).sum().reshape(1) for g in grads if g is not None]
+
+
+def raise_non_finite(infos: Iterable[ParameterInfo]) -> None:
+    """Raises NonFiniteGradientError for the first gradient that holds NaN or infinity, if there is one."""
+    for info in infos:
+        grad = info.parameter.grad
+        if grad is None or bool(grad.isfinite().all()):
+            continue
+        nan, inf = int(grad.isnan().sum()), int(grad.isinf().sum())
+        raise NonFiniteGradientError(
+            f"The gradient of {info.name} holds {nan} NaN and {inf} infinite of {grad.numel()} values; no weight was "
+            "changed. Lower the learning rate, clip gradients, or use a GradScaler with 16-bit precision."
+        )
+
+
+def raise_overflow(*, inplace: bool) -> None:
+    """Raises NonFiniteGradientError for gradients that were finite before they were transformed."""
+    lost = " inplace=True overwrote the gradients: call zero_grad() and backward() again." if inplace else ""
+    raise NonFiniteGradientError(
+        f"A transformed gradient overflowed although every gradient is finite; no weight was changed.{lost}"
+    )

@@ -1,0 +1,260 @@
+"""Rules in force on one optimizer: what they did, what they do at each step, how they are saved and taken off.
+
+Who holds whom decides when memory is freed: the optimizer holds its hooks, a hook holds its `Rules`, and the `Rules`
+know the optimizer by a weak reference only. So rules stay in force without a name, and nothing waits for the garbage
+collector.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from weightspace.errors import AttachError
+from weightspace.kernels import RoutingTable, Rule
+from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
+from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sums
+from weightspace.optim._plan import Plan
+from weightspace.optim._stand_ins import StandIns
+from weightspace.optim._transform import Measured, Swap, read_measured
+from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken
+from weightspace.precision import full_matmul_precision
+
+_STATE_VERSION = 1
+
+
+class Rules:
+    """Rules in force on one optimizer. Made by `attach`; see there."""
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options) -> None:
+        self.rules = rules
+        self._optimizer = weakref.ref(optimizer)
+        self._options = options
+        self._plan = Plan(optimizer, model, rules, options)
+        self._stand_ins = StandIns()
+        self._measured: Measured = {}
+        self._steps = torch.zeros((), dtype=torch.int64)
+        self._is_open = self._is_removed = False
+        self._handles = [
+            optimizer.register_step_pre_hook(self._as_hook(self._before_step)),
+            optimizer.register_step_post_hook(self._as_hook(self._after_step)),
+        ]
+        # Before the user's own post-hooks: they may read or zero p.grad, which must be the loss gradient again.
+        # torch has no way to register first.
+        hooks = cast("Any", optimizer)._optimizer_step_post_hooks  # noqa: SLF001
+        hooks.move_to_end(self._handles[1].id, last=False)
+
+    def _as_hook(self, act: Callable[..., Any]) -> Any:
+        # A compiled optimizer runs the hooks as they are and compiles its own arithmetic.
+        hook = cast("Any", torch.compiler.disable(act))
+        setattr(hook, HOOK_MARK, self)
+        return hook
+
+    # ------------------------------------------------------------------ what the user sees
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer that carries the rules, inside wrappers such as Lightning Fabric's."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise AttachError("The optimizer of these rules is gone; attach the rules to the one in use.")
+        return optimizer
+
+    def table(self) -> RoutingTable:
+        """Every parameter with its rules and views, or the reason why none. Prints itself."""
+        self._refresh("there is no table")
+        modes = {i.name: f"{len(b.infos)} × {b.mode}" for b in self._plan.batches for i in b.infos}
+        return RoutingTable(self.rules, self._plan.routes, modes)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken under these rules, resumed ones included."""
+        return int(self._steps)
+
+    @property
+    def measurements(self) -> dict[str, dict[str, float]]:
+        """Per-parameter figures of the latest measured step (see `measure_every`); reading them synchronizes.
+
+        `rho`: share of the gradient's energy in its mean along the first metric's axis, in [0, 1].
+        `shrinkage`: norm of the transformed over the norm of the loss gradient.
+
+        Cost: one copy and one synchronization for each device.
+        """
+        acting = {info.name for info in self._plan.acting}
+        return read_measured({name: figures for name, figures in self._measured.items() if name in acting})
+
+    @full_matmul_precision()
+    def verify(self) -> list[PropertyCheck]:
+        """Measures every declared property on the routed shapes and raises if one does not hold.
+
+        For a metric: its defining equation, applied to the answer for a random gradient, must give that gradient back;
+        with `keep_norm` the answer must have the gradient's norm; a stack of weights must give what each gives alone.
+
+        Returns:
+            One check for each rule, distinct weight layout and property, with the error measured and its bound.
+
+        Raises:
+            VerificationError: Names rule, parameter, error and bound.
+        """
+        self._refresh("there is nothing to verify")
+        checks = measure_properties(self.rules, self._plan.batches, self._plan.work)
+        raise_if_broken(checks)
+        return checks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and containers of these: nothing that needs unpickling."""
+        self._refresh("there is no state")
+        return {
+            "version": _STATE_VERSION,
+            "rules": [repr(r) for r in self.rules],
+            "routes": {r.info.name: list(r.rules) for r in self._plan.routes if r.rules},
+            "steps": self._steps.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, after checking that it belongs to the same rules on the same parameters.
+
+        Raises:
+            AttachError: The state was saved by other rules, for other parameters or by a newer version.
+        """
+        missing = {"version", "rules", "routes", "steps"} - set(state)
+        if missing:
+            raise AttachError(f"This is no state of weightspace rules: it lacks {', '.join(sorted(missing))}.")
+        if int(state["version"]) > _STATE_VERSION:
+            raise AttachError(
+                f"The state has version {int(state['version'])}, this weightspace reads {_STATE_VERSION}: "
+                "update weightspace."
+            )
+        mine = self.state_dict()
+        for key, noun in (("rules", "rules"), ("routes", "parameters")):
+            if state[key] != mine[key]:
+                raise AttachError(
+                    f"The state was saved with other {noun}: saved {state[key]}, attached {mine[key]}; "
+                    "attach the same rules first."
+                )
+        self._steps = torch.as_tensor(state["steps"], dtype=torch.int64).detach().clone().cpu()
+
+    def remove(self) -> None:
+        """Takes the rules off: gradients are the user's again, the optimizer is plain, the buffers are freed.
+
+        Raises:
+            AttachError: A step raised and `p.grad` was written to since; call `restore_gradients()` first.
+        """
+        self._stand_ins.refuse_if_written(self._plan.acting)
+        self._stand_ins.take_back()
+        for handle in self._handles:
+            handle.remove()
+        self._plan.clear()
+        self._measured.clear()
+        self._is_removed = True
+
+    def restore_gradients(self) -> None:
+        """Puts the loss gradients back into `p.grad`.
+
+        Happens by itself after every step. Only a step that raised leaves the stand-ins in place; the next step (or
+        this call) restores them. What was added to a stand-in meanwhile is dropped.
+        """
+        self._stand_ins.take_back()
+
+    def _refresh(self, without: str) -> None:
+        if self._is_removed:
+            raise AttachError(f"These rules were removed, so {without}; attach them again.")
+        optimizer = self._optimizer()
+        if optimizer is not None:  # without it nothing can have changed
+            self._plan.update(optimizer)
+
+    def __repr__(self) -> str:
+        rules = ", ".join(map(str, self.rules))
+        if self._is_removed:
+            return f"<Rules {rules}, removed>"
+        return f"<Rules {rules} on {len(self._plan.acting)} of {len(self._plan.routes)} parameters>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rules:
+        """The same rules on the copies of model and optimizer, which must be copied in the same call."""
+        optimizer = memo.get(id(self.optimizer))
+        if optimizer is None or self._is_removed:
+            raise AttachError(
+                "Rules are copied with the optimizer that they act on, in one call and after it: "
+                "copy.deepcopy((model, optimizer, rules)); these were removed or came without it."
+            )
+        twin = Rules(optimizer, copy.deepcopy(self._plan.model, memo), self.rules, self._options)
+        twin._steps = self._steps.clone()
+        twin._measured = dict(self._measured)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise AttachError(
+            "Rules cannot be pickled or copied alone, since they are hooks on an optimizer; "
+            "save rules.state_dict() and attach the same rules on the other side."
+        )
+
+    # ------------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._stand_ins.refuse_if_written(self._plan.acting)
+        self._is_open = True
+        self._stand_ins.take_back()
+        self._plan.update(optimizer)
+        # args[0] is the optimizer itself.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._swap(optimizer)
+            return None
+        check_closure(closure)
+        wrapped = self._wrap(closure, optimizer)
+        if len(args) > 1:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+
+    @torch.no_grad()
+    def _after_step(self, _: Optimizer, __: tuple[Any, ...], ___: dict[str, Any]) -> None:
+        self._stand_ins.take_back()
+        if self._is_open:  # a subclass that calls its parent's step fires the hooks twice
+            self._steps += 1
+            self._is_open = False
+
+    def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+        """A closure computes its gradients inside the step: they are transformed as soon as it returns."""
+
+        def wrapped() -> Any:
+            self._stand_ins.take_back()
+            loss = closure()
+            self._stand_ins.take_back()  # a step within a step wraps the closure twice
+            with torch.no_grad():
+                self._swap(optimizer)
+            return loss
+
+        return wrapped
+
+    @full_matmul_precision()
+    def _swap(self, optimizer: Optimizer) -> None:
+        inplace, every = self._options.inplace, self._options.measure_every
+        check_gradients(self._plan.acting, inplace=inplace)
+        must_check = self._must_check(optimizer)
+        if must_check and inplace and not all_finite(sums(self._plan.acting)):
+            raise_non_finite(self._plan.acting)  # before touching anything: there is no second copy
+        witnesses: list[torch.Tensor] | None = [] if must_check else None
+        measured = self._measured if every is not None and int(self._steps) % every == 0 else None
+        swaps: list[Swap] = []
+        for transform in self._plan.transforms:
+            swaps += transform.run(witnesses, measured)
+        if witnesses and not all_finite(witnesses):
+            if not inplace:
+                raise_non_finite(self._plan.acting)
+            raise_overflow(inplace=inplace)
+        self._stand_ins.put(swaps)
+
+    def _must_check(self, optimizer: Optimizer) -> bool:
+        # A fused optimizer under GradScaler gets `found_inf` and skips the step by itself; CUDA graphs cannot wait.
+        if not self._options.check_finite or getattr(optimizer, "found_inf", None) is not None:
+            return False
+        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

@@ -1,0 +1,199 @@
+"""Rules on wrapped and distributed models: seen through, equal on every rank, or refused by name."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import weightspace as ws
+from small_training import OPTIMIZERS, backward, batch, make_model, manual_steps, weights
+from weightspace.errors import AttachError
+from weightspace.kernels import describe, unwrap
+from weightspace.metrics import ChannelL2, GradientCentralization, transform_gradient
+
+METRIC = ChannelL2(smoothing=3.0)
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def assert_trained(model, optimizer, step, name="SGD"):
+    for k in range(3):
+        optimizer.zero_grad()
+        step(k)
+        optimizer.step()
+    for got, want in zip(weights(model), manual_steps(METRIC, OPTIMIZERS[name]), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+# --------------------------------------------------------------------------- one process
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_fabric_is_seen_through_and_carries_rules_once(precision):
+    fabric_module = pytest.importorskip("lightning_fabric")
+    fabric = fabric_module.Fabric(accelerator="cpu", devices=1, precision=precision)
+    inner, bare = make_model(), OPTIMIZERS["SGD"]
+    sgd = bare(inner.parameters())
+    model, optimizer = fabric.setup(inner, sgd)
+    rules = ws.attach(optimizer, model, METRIC)
+    assert rules.optimizer is sgd
+    assert [r.info.name for r in rules.table().routed] == ["0.weight", "2.weight", "4.weight"]
+    for carrier in (optimizer, sgd):
+        with pytest.raises(AttachError, match="already carries"):
+            ws.attach(carrier, model, GradientCentralization())
+
+    def step(k):
+        x, y = batch(k)
+        fabric.backward(nn.functional.cross_entropy(model(x), y))
+
+    if precision == "32-true":
+        assert_trained(inner, optimizer, step)
+    else:
+        step(0)
+        before, grad = inner[2].weight.detach().clone(), inner[2].weight.grad.clone()
+        optimizer.step()
+        expected = before - 0.1 * (transform_gradient(METRIC, grad) + 1e-2 * before)
+        torch.testing.assert_close(inner[2].weight, expected)
+    rules.remove()
+    ws.attach(sgd, inner, METRIC)
+    with pytest.raises(AttachError, match="already carries"):
+        ws.attach(optimizer, model, METRIC)
+
+
+def test_rules_attached_before_fabric_wraps_stay_in_force():
+    fabric_module = pytest.importorskip("lightning_fabric")
+    fabric = fabric_module.Fabric(accelerator="cpu", devices=1)
+    inner = make_model()
+    sgd = OPTIMIZERS["SGD"](inner.parameters())
+    ws.attach(sgd, inner, METRIC)
+    model, optimizer = fabric.setup(inner, sgd)
+    with pytest.raises(AttachError, match="already carries"):
+        ws.attach(optimizer, model, METRIC)
+    assert_trained(inner, optimizer, lambda k: backward(model, k))
+
+
+class FabricLike(nn.Module):
+    """The attributes of Lightning Fabric's wrapper, without Lightning."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._forward_module = model
+        self._original_module = unwrap(model)
+
+    @property
+    def module(self):
+        return self._original_module
+
+
+def test_wrappers_in_any_order_are_taken_off():
+    model = make_model()
+    names = [i.name for i in describe(model)]
+    for wrapped in (
+        FabricLike(model),
+        FabricLike(torch.compile(model)),
+        torch.compile(FabricLike(nn.DataParallel(model))),
+    ):
+        assert unwrap(wrapped) is model
+        assert [i.name for i in describe(wrapped)] == names
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_distributed_data_parallel_is_seen_through():
+    model = make_model()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = OPTIMIZERS["AdamW"](wrapped.parameters())
+    rules = ws.attach(optimizer, wrapped, METRIC)
+    assert rules.table().routed[0].info.name == "0.weight"
+    assert_trained(model, optimizer, lambda k: backward(wrapped, k), "AdamW")
+
+
+# --------------------------------------------------------------------------- sharded weights
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_sharded_weights_are_refused_by_name():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = make_model()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(AttachError, match=r"0\.weight is a sharded DTensor"):
+        ws.attach(optimizer, model, ChannelL2())
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_flat_shards_are_refused_by_name(use_orig_params):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"), use_orig_params=use_orig_params)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    name = r"0\.weight" if use_orig_params else "_flat_param"
+    with pytest.raises(AttachError, match=rf"^{name} is a flat shard of FullyShardedDataParallel"):
+        ws.attach(optimizer, model, ChannelL2())
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_optimizers_that_step_within_backward_are_refused():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = make_model()
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
+    optimizer._overlap_with_ddp = True
+    with pytest.raises(AttachError, match="overlap_with_ddp=True steps within backward"):
+        ws.attach(optimizer, model, ChannelL2())
+
+
+# --------------------------------------------------------------------------- two processes
+
+
+def rank_main(rank: int, folder: str) -> None:
+    """Two ranks, each with half of every batch: plain and sharded optimizer state."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save({name: train_on_rank(rank, name) for name in ("plain", "zero")}, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    gc.collect()  # whatever uses the group must be gone before it is
+    torch.distributed.destroy_process_group()
+
+
+def train_on_rank(rank: int, name: str) -> list[torch.Tensor]:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = make_model()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+    if name == "plain":
+        optimizer = torch.optim.SGD(wrapped.parameters(), **options)
+    else:
+        optimizer = ZeroRedundancyOptimizer(wrapped.parameters(), torch.optim.SGD, **options)
+    rules = ws.attach(optimizer, wrapped, METRIC)
+    for k in range(3):
+        x, y = batch(k)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wrapped(x[rank::2]), y[rank::2]).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+    assert rules.steps == 3
+    return weights(model)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(tmp_path):
+    torch.multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    expected = manual_steps(METRIC, OPTIMIZERS["SGD"])
+    by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name in ("plain", "zero"):
+        for first, second, want in zip(by_rank[0][name], by_rank[1][name], expected, strict=True):
+            assert torch.equal(first, second)
+            torch.testing.assert_close(first, want, rtol=1e-4, atol=1e-5)
