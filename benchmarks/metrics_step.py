@@ -59,9 +59,11 @@ def channel_l2_rows() -> dict[str, Timing]:
 
 
 def all_rule_rows() -> dict[str, Timing]:
-    """Every rule and variant of the registry with SGD(foreach=True), against that step alone."""
+    """Every metric and variant of the registry with SGD(foreach=True), against that step alone."""
     steps: dict[str, Callable[[], object]] = {"SGD(foreach=True) alone": step_of(None, foreach=True)}
     for entry in REGISTRY.values():
+        if entry.stage != ws.kernels.Stage.METRIC:
+            continue
         for label, options in entry.variants.items():
             steps[f"{entry.name} [{label}]"] = step_of(make_rule(entry.name, **options), foreach=True)
     return interleave(steps, "SGD(foreach=True) alone", rounds=12, warm_up=2, seconds=150)

@@ -32,7 +32,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "penalties": "kernels operators",
         "gates": "kernels",
         "registry": "kernels metrics manifolds penalties gates",
-        "optim": "kernels metrics manifolds penalties gates registry",
+        "optim": "kernels operators metrics manifolds penalties gates registry",
         "sampling": "",
         "compress": "kernels operators",
         "inspect": "kernels operators",

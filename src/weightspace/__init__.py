@@ -11,8 +11,8 @@
 
 from importlib.metadata import version
 
-from weightspace import errors, kernels, metrics, on, optim, registry
+from weightspace import errors, kernels, metrics, on, optim, penalties, registry
 from weightspace.optim import Rules, attach
 
 __version__ = version("weightspace")
-__all__ = ["Rules", "__version__", "attach", "errors", "kernels", "metrics", "on", "optim", "registry"]
+__all__ = ["Rules", "__version__", "attach", "errors", "kernels", "metrics", "on", "optim", "penalties", "registry"]

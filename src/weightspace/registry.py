@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from weightspace import metrics
+from weightspace import metrics, penalties
 from weightspace.errors import RuleError, nearest
 from weightspace.kernels import Rule, Stage
 from weightspace.kernels.selection import Selection, parse
@@ -94,6 +94,70 @@ _ENTRIES = (
         "metrics/laplacian.md",
         "baseline",
         {"plain": {}, "keep_norm": {"keep_norm": True}},
+    ),
+    RuleEntry(
+        penalties.GramSpectralNorm,
+        "pulls the squared singular value that is farthest from alpha towards it",
+        "Guo & Ye, arXiv 1906.04866",
+        "penalties/singular-values.md",
+        "to compare with the first of these penalties",
+        {"plain": {}, "layer": {"padding_mode": "layer"}},
+    ),
+    RuleEntry(
+        penalties.GramFrobenius,
+        "pulls all squared singular values towards alpha, in closed form under the layer's own padding",
+        "Guo, arXiv 1907.11235 (closed form derived)",
+        "penalties/singular-values.md",
+        "the cheapest way to a whole spectrum around one",
+        {"plain": {}, "circular": {"padding_mode": "circular"}, "every second step": {"every": 2}},
+    ),
+    RuleEntry(
+        penalties.LargestSingularValue,
+        "pulls the largest singular value below a bound",
+        "derived",
+        "penalties/singular-values.md",
+        "gradients or activations explode; cheap, leaves all other values alone",
+        {"plain": {"bound": 0.5}, "circular": {"bound": 0.5, "padding_mode": "circular"}},
+    ),
+    RuleEntry(
+        penalties.SmallestSingularValue,
+        "pushes the smallest singular value above a bound",
+        "derived",
+        "penalties/singular-values.md",
+        "layers lose directions; acts on one value at a time",
+        {"plain": {}, "layer": {"padding_mode": "layer"}},
+    ),
+    RuleEntry(
+        penalties.SingularValueBand,
+        "pulls every singular value into a band",
+        "derived",
+        "penalties/singular-values.md",
+        "neither too large nor too small, dead values included; the one to try first where its cost is bearable",
+        {"plain": {"low": 1.0, "high": 1.0}, "random frequencies": {"low": 1.0, "high": 1.0, "frequencies": 4}},
+    ),
+    RuleEntry(
+        penalties.ConditionNumber,
+        "lowers the ratio of the largest to the smallest singular value",
+        "derived",
+        "penalties/singular-values.md",
+        "the scale of a weight should stay free",
+        {"plain": {}, "random frequencies": {"frequencies": 4}},
+    ),
+    RuleEntry(
+        penalties.SoftOrthogonality,
+        "pulls the flattened kernel towards orthogonal rows",
+        "Bansal et al., arXiv 1810.09102",
+        "penalties/orthogonality.md",
+        "baseline: it looks at the flattened kernel, not at the layer",
+        {"SO": {}, "DSO": {"variant": "DSO"}, "SRIP": {"variant": "SRIP"}},
+    ),
+    RuleEntry(
+        penalties.SelfConvolution,
+        "pulls filters towards being orthogonal to each other and to their own shifts",
+        "Wang et al., arXiv 1911.12207",
+        "penalties/orthogonality.md",
+        "baseline: the rows of the layer, whatever the size of the image",
+        {"plain": {}},
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from enum import IntEnum
 from typing import ClassVar
 
@@ -55,3 +56,12 @@ class Rule(ABC):
         if info.is_kernel:
             return f"grouped kernel ({info.groups} groups)" if info.groups > 1 else "head: last weight layer"
         return f"{info.kind} {info.role}".replace("other ", "")
+
+    def _settle(self, **values: object) -> None:
+        """Keeps checked options: the only writing to a frozen rule, at its construction."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __str__(self) -> str:
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]  # subclasses are dataclasses
+        return f"{type(self).__name__}({', '.join(changed)})"

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
+from weightspace.kernels.options import boolean, choice
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.rule import Rule, Stage
 from weightspace.kernels.selection import Selection, dense_convs, head
 from weightspace.kernels.stacking import Workspace
 from weightspace.kernels.views import ViewName
-from weightspace.metrics._options import boolean, choice
 
 Axis = Literal["out", "in", "spatial"]
 AXES: tuple[Axis, ...] = ("out", "in", "spatial")
@@ -49,11 +49,6 @@ class Metric(Rule):
 
     def __post_init__(self) -> None:
         self._settle(keep_norm=boolean(type(self).__name__, "keep_norm", self.keep_norm))
-
-    def _settle(self, **values: object) -> None:
-        """Keeps checked options: the only writing to a frozen rule, at its construction."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
     @abstractmethod
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
@@ -101,10 +96,6 @@ class Metric(Rule):
         if info.groups > 1 and self.view in ("out", "in"):
             return f"grouped kernel ({info.groups} groups): its channels do not share inputs"
         return super().refusal(info)
-
-    def __str__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]  # subclasses are dataclasses
-        return f"{type(self).__name__}({', '.join(changed)})"
 
 
 class AxisMetric(Metric):

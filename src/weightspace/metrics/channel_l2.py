@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from weightspace.kernels.options import positive_number
 from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Workspace
-from weightspace.metrics._options import positive_number
 from weightspace.metrics.base import Axis, AxisMetric, Layout, _norms
 
 _WIDE = 4096  # columns from which a product sums faster on a CPU

@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 
 from weightspace.errors import RuleError
+from weightspace.kernels.options import choice, positive_number, seed_or_none
 from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Workspace
 from weightspace.metrics._constants import Boundary, kept
-from weightspace.metrics._options import choice, positive_number, seed_or_none
 from weightspace.metrics._recurrence import multiply_safely, solve
 from weightspace.metrics.base import Axis, AxisMetric, Layout
 

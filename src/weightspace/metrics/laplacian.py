@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import torch
 
+from weightspace.kernels.options import positive_number
 from weightspace.kernels.selection import Selection, convs, linears
 from weightspace.kernels.stacking import Workspace
 from weightspace.kernels.views import ViewName
-from weightspace.metrics._options import positive_number
 from weightspace.metrics._recurrence import solve
 from weightspace.metrics.base import Layout, Metric
 from weightspace.metrics.channel_sobolev import apply_laplacian

@@ -16,6 +16,7 @@ from weightspace.kernels.parameters import ParameterInfo, gradient_dtype, has_sa
 from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Batching
 from weightspace.metrics import Metric
+from weightspace.penalties import Penalty
 
 HOOK_MARK = "_weightspace_rules"
 _HOOKS = "_optimizer_step_pre_hooks"
@@ -46,7 +47,7 @@ def check_rules(rules: tuple[Rule, ...]) -> None:
     if not rules:
         raise RuleError("attach() got no rule; pass at least one, such as ws.metrics.ChannelL2().")
     for rule in rules:
-        if not isinstance(rule, Metric):
+        if not isinstance(rule, Metric | Penalty):
             raise RuleError(f"attach() got {rule!r}, which is no rule; pass instances such as ChannelL2().")
         if rule.on is not None and not isinstance(rule.on, Selection):
             raise RuleError(f"{type(rule).__name__} got on={rule.on!r}; pass a selection such as ws.on.convs.")

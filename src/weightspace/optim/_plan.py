@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -11,9 +9,10 @@ from torch.optim import Optimizer
 from weightspace.errors import AttachError
 from weightspace.kernels import Batch, Route, Rule, Workspace, describe, make_batches, route
 from weightspace.kernels.parameters import ParameterInfo
-from weightspace.metrics import Metric
 from weightspace.optim._checks import Options, refuse_flat_shards, refuse_sharded
+from weightspace.optim._penalties import Penalties
 from weightspace.optim._transform import BatchTransform
+from weightspace.penalties import Penalty
 
 # Layers that are frozen and unfrozen in turn come back to a routing that is known; a training has few of them.
 _ROUTINGS_KEPT = 4
@@ -30,6 +29,7 @@ class Plan:
         batches: Equal weights together, with their buffers.
         transforms: One for each batch, ready to run.
         work: Temporary buffers.
+        penalties: What penalties add, None if there are no penalties.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options) -> None:
@@ -40,6 +40,7 @@ class Plan:
         self.batches: list[Batch] = []
         self.transforms: list[BatchTransform] = []
         self.work = Workspace()
+        self.penalties = Penalties() if any(isinstance(r, Penalty) for r in rules) else None
         self._options = options
         self._blocks: dict[object, torch.Tensor] = {}
         self._routings: dict[object, tuple[Route, ...]] = {}
@@ -65,6 +66,8 @@ class Plan:
         for kept in (self._blocks, self._routings, self._carried):
             kept.clear()
         self.work.clear()
+        if self.penalties is not None:
+            self.penalties.clear()
 
     def _build(self, parameters: list[nn.Parameter], *, strict: bool) -> None:
         known = [_facts(p) for p in parameters]
@@ -77,8 +80,9 @@ class Plan:
             blocks=self._blocks,
         )
         self.work.keep({(b.dtype, b.device) for b in self._blocks.values()})
-        metrics = cast("tuple[Metric, ...]", self.rules)
-        self.transforms = [BatchTransform(b, metrics, self.work) for b in self.batches]
+        self.transforms = [BatchTransform(b, self.rules, self.work) for b in self.batches]
+        if self.penalties is not None:
+            self.penalties.build(self.rules, self.routes)
         self._known = known
 
     def _route(self, parameters: list[nn.Parameter], key: object, *, strict: bool) -> tuple[Route, ...]:

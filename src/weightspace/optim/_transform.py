@@ -1,10 +1,16 @@
-"""Runs the metrics of one batch of equal weights: one by one, or stacked into one call."""
+"""Runs the metrics of one batch of equal weights: one by one, or stacked into one call.
+
+Weights that carry penalties only have no metric: their stand-ins are copies of the gradients.
+"""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import nn
 
+from weightspace.kernels import Rule
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.stacking import Batch, Workspace
 from weightspace.metrics import Layout, Metric, mean_energy
@@ -17,9 +23,10 @@ Measured = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by parameter name: rh
 class BatchTransform:
     """The metrics of one batch, ready to run. The weight-by-weight path is the reference of the stacked one."""
 
-    def __init__(self, batch: Batch, rules: tuple[Metric, ...], work: Workspace) -> None:
+    def __init__(self, batch: Batch, rules: tuple[Rule, ...], work: Workspace) -> None:
         self._batch = batch
-        self._steps = [(rules[i], view) for i, view in zip(batch.rules, batch.views, strict=True)]
+        pairs = [(rules[i], view) for i, view in zip(batch.rules, batch.views, strict=True)]
+        self._steps = [(rule, view) for rule, view in pairs if isinstance(rule, Metric)]
         self._work = work
         # Made once: at each step of a small model these objects would cost more than the arithmetic.
         self._outs = [[view(b) for _, view in self._steps] for b in batch.buffers]
@@ -41,11 +48,23 @@ class BatchTransform:
             What to swap; with `inplace` the gradient is its own stand-in.
         """
         batch = self._batch
+        if not self._steps:
+            return [self._copy_one(k, witnesses) for k, i in enumerate(batch.infos) if i.parameter.grad is not None]
         live = [(k, g) for k, info in enumerate(batch.infos) if (g := info.parameter.grad) is not None]
         is_whole = len(live) == len(batch.infos)
         if batch.mode == "stacked" and is_whole and all(has_same_layout(g, batch.infos[k].parameter) for k, g in live):
             return self._run_stacked([g for _, g in live], witnesses, measured)
         return [self._run_one(k, g, witnesses, measured) for k, g in live]
+
+    def _copy_one(self, index: int, witnesses: list[torch.Tensor] | None) -> Swap:
+        """No metric: the loss gradient itself."""
+        batch, parameter = self._batch, self._batch.infos[index].parameter
+        grad = cast("torch.Tensor", parameter.grad)
+        if batch.is_inplace:
+            return parameter, grad, grad
+        if witnesses is not None:
+            witnesses.append(grad.abs().amax().reshape(1))
+        return parameter, grad, batch.buffers[index].copy_(grad)
 
     def _run_one(
         self,

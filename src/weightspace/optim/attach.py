@@ -29,15 +29,17 @@ def attach(
 ) -> Rules:
     """Puts rules in force on a torch optimizer; the rest of the training script stays as it is.
 
-    The order within a step is canonical, whatever order the rules come in: metrics first. Several metrics on one
-    weight act one after the other, in the order given.
+    The order within a step is canonical, whatever order the rules come in: metrics first, which see the loss gradient
+    only; then penalties, whose gradients are added. Several metrics on one weight act one after the other, in the order
+    given.
 
     Args:
         optimizer: A `torch.optim.Optimizer` that steps along a dense `p.grad`, closures included, wrapped by Lightning
             Fabric or not. LBFGS and SparseAdam are refused.
         model: The model whose parameters it optimizes, inside `DistributedDataParallel`, `torch.compile` or Lightning
             Fabric's wrapper or not.
-        rules: `weightspace.metrics.ChannelL2()` and its like. Each must select at least one parameter.
+        rules: `weightspace.metrics.ChannelL2()`, `weightspace.penalties.SingularValueBand()` and their like. Each must
+            select at least one parameter.
         measure_every: Measure `rho` and `shrinkage` of every routed weight on each k-th step, from the first on.
         check_finite: Raise on NaN or infinite gradients before any weight changes; one synchronization a step.
         inplace: Overwrite `p.grad` instead of lending buffers: saves their memory, `p.grad` ends transformed.

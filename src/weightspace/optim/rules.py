@@ -20,9 +20,11 @@ from weightspace.errors import AttachError
 from weightspace.kernels import RoutingTable, Rule
 from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
 from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sums
+from weightspace.optim._penalties import add
 from weightspace.optim._plan import Plan
 from weightspace.optim._stand_ins import StandIns
 from weightspace.optim._transform import Measured, Swap, read_measured
+from weightspace.optim._verify_penalties import measure_penalties
 from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken
 from weightspace.precision import full_matmul_precision
 
@@ -82,12 +84,17 @@ class Rules:
         """Per-parameter figures of the latest measured step (see `measure_every`); reading them synchronizes.
 
         `rho`: share of the gradient's energy in its mean along the first metric's axis, in [0, 1].
-        `shrinkage`: norm of the transformed over the norm of the loss gradient.
+        `shrinkage`: norm of the transformed over the norm of the loss gradient, before penalties are added.
+        A penalty's name: its value at its latest evaluation, whether or not anything else is measured.
 
         Cost: one copy and one synchronization for each device.
         """
         acting = {info.name for info in self._plan.acting}
-        return read_measured({name: figures for name, figures in self._measured.items() if name in acting})
+        figures = read_measured({name: figures for name, figures in self._measured.items() if name in acting})
+        if self._plan.penalties is not None:
+            for name, values in self._plan.penalties.values().items():
+                figures[name] = {**figures.get(name, {}), **values}
+        return figures
 
     @full_matmul_precision()
     def verify(self) -> list[PropertyCheck]:
@@ -95,6 +102,8 @@ class Rules:
 
         For a metric: its defining equation, applied to the answer for a random gradient, must give that gradient back;
         with `keep_norm` the answer must have the gradient's norm; a stack of weights must give what each gives alone.
+        For a penalty: its gradient must be the derivative of its value, by central differences in float64, on layers of
+        the routed kinds with fewer channels and smaller images.
 
         Returns:
             One check for each rule, distinct weight layout and property, with the error measured and its bound.
@@ -104,18 +113,23 @@ class Rules:
         """
         self._refresh("there is nothing to verify")
         checks = measure_properties(self.rules, self._plan.batches, self._plan.work)
+        if self._plan.penalties is not None:
+            checks += measure_penalties(self._plan.penalties)
         raise_if_broken(checks)
         return checks
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings and containers of these: nothing that needs unpickling."""
         self._refresh("there is no state")
-        return {
+        state: dict[str, Any] = {
             "version": _STATE_VERSION,
             "rules": [repr(r) for r in self.rules],
             "routes": {r.info.name: list(r.rules) for r in self._plan.routes if r.rules},
             "steps": self._steps.clone(),
         }
+        if self._plan.penalties is not None:
+            state["penalties"] = self._plan.penalties.state()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave, after checking that it belongs to the same rules on the same parameters.
@@ -124,6 +138,8 @@ class Rules:
             AttachError: The state was saved by other rules, for other parameters or by a newer version.
         """
         missing = {"version", "rules", "routes", "steps"} - set(state)
+        if self._plan.penalties is not None and "penalties" not in state:
+            missing.add("penalties")
         if missing:
             raise AttachError(f"This is no state of weightspace rules: it lacks {', '.join(sorted(missing))}.")
         if int(state["version"]) > _STATE_VERSION:
@@ -139,6 +155,8 @@ class Rules:
                     "attach the same rules first."
                 )
         self._steps = torch.as_tensor(state["steps"], dtype=torch.int64).detach().clone().cpu()
+        if self._plan.penalties is not None:
+            self._plan.penalties.load(state["penalties"])
 
     def remove(self) -> None:
         """Takes the rules off: gradients are the user's again, the optimizer is plain, the buffers are freed.
@@ -186,6 +204,8 @@ class Rules:
         twin = Rules(optimizer, copy.deepcopy(self._plan.model, memo), self.rules, self._options)
         twin._steps = self._steps.clone()
         twin._measured = dict(self._measured)
+        if twin._plan.penalties is not None and self._plan.penalties is not None:
+            twin._plan.penalties.copy_from(self._plan.penalties)
         return twin
 
     def __reduce__(self) -> NoReturn:
@@ -242,6 +262,9 @@ class Rules:
         must_check = self._must_check(optimizer)
         if must_check and inplace and not all_finite(sums(self._plan.acting)):
             raise_non_finite(self._plan.acting)  # before touching anything: there is no second copy
+        # They depend on weights only, and what they refuse must be known before a gradient is touched.
+        penalties = self._plan.penalties
+        additions = [] if penalties is None else penalties.evaluate(int(self._steps), must_check=must_check)
         witnesses: list[torch.Tensor] | None = [] if must_check else None
         measured = self._measured if every is not None and int(self._steps) % every == 0 else None
         swaps: list[Swap] = []
@@ -251,6 +274,8 @@ class Rules:
             if not inplace:
                 raise_non_finite(self._plan.acting)
             raise_overflow(inplace=inplace)
+        if additions:
+            add(additions, swaps, getattr(optimizer, "grad_scale", None))
         self._stand_ins.put(swaps)
 
     def _must_check(self, optimizer: Optimizer) -> bool:

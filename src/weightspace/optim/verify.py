@@ -43,7 +43,7 @@ class PropertyCheck:
 
 
 def measure_properties(rules: Sequence[Rule], batches: Iterable[Batch], work: Workspace) -> list[PropertyCheck]:
-    """Runs every rule on a random gradient of every layout and measures what it declares.
+    """Runs every metric on a random gradient of every layout and measures what it declares.
 
     That is its defining equation; with `keep_norm` also the norm of the answer; where weights run stacked also that
     a stack gives what its weights give alone.
@@ -54,7 +54,10 @@ def measure_properties(rules: Sequence[Rule], batches: Iterable[Batch], work: Wo
     checks: list[PropertyCheck] = []
     for batch in batches:
         for index, view in zip(batch.rules, batch.views, strict=True):
-            probe = _Probe(cast("Metric", rules[index]), batch, view, work)
+            rule = rules[index]
+            if not isinstance(rule, Metric):
+                continue
+            probe = _Probe(rule, batch, view, work)
             checks.append(probe.equation())
             if probe.metric.keep_norm:
                 checks.append(probe.norm())

@@ -1,4 +1,4 @@
-"""What metrics accept as options: each check returns the plain Python value to keep, or raises one clear sentence.
+"""What rules accept as options: each check returns the plain Python value to keep, or raises one clear sentence.
 
 numpy's numbers, booleans and strings are accepted and kept as Python's own, so that a rule prints, compares and reads
 back the same wherever its settings come from.
@@ -12,7 +12,7 @@ from numbers import Integral, Real
 
 from weightspace.errors import RuleError
 
-# Beyond these, 1/lambda and lambda * length^2 leave float32; what the metrics do has long reached its limit there.
+# Beyond these, 1/lambda and lambda * length^2 leave float32; what the rules do has long reached its limit there.
 SMALLEST, LARGEST = 1e-15, 1e15
 
 
@@ -23,17 +23,47 @@ def positive_number(rule: str, name: str, value: object) -> float:
         >>> positive_number("ChannelL2", "smoothing", 4)
         4.0
     """
-    number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (OverflowError, ValueError):  # an integer of 400 digits
-            number = math.inf
+    number = _as_float(value)
     if not SMALLEST <= number <= LARGEST:
         raise RuleError(
             f"{rule} got {name}={value!r}; it must be a finite number above 0, from {SMALLEST:g} to {LARGEST:g}."
         )
     return number
+
+
+def number_from_zero(rule: str, name: str, value: object) -> float:
+    """`value` as a float; RuleError unless it is a real number from 0 to `LARGEST` (a boolean is none).
+
+    Example:
+        >>> number_from_zero("SingularValueBand", "low", 0)
+        0.0
+    """
+    number = _as_float(value)
+    if not 0.0 <= number <= LARGEST:
+        raise RuleError(f"{rule} got {name}={value!r}; it must be a finite number from 0 to {LARGEST:g}.")
+    return number
+
+
+def whole_number(rule: str, name: str, value: object, least: int = 1) -> int:
+    """`value` as an int; RuleError unless it is a whole number of at least `least` (a boolean is none).
+
+    Example:
+        >>> whole_number("SingularValueBand", "every", 4)
+        4
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise RuleError(f"{rule} got {name}={value!r}; it must be a whole number of at least {least}.")
+    return int(value)
+
+
+def _as_float(value: object) -> float:
+    """NaN for what is no real number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except (OverflowError, ValueError):  # an integer of 400 digits
+        return math.inf
 
 
 def boolean(rule: str, name: str, value: object) -> bool:

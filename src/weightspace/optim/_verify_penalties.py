@@ -1,0 +1,87 @@
+"""Measures that the gradient of every penalty is the derivative of its value."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from weightspace.operators import ConvGeometry, ConvOperator
+from weightspace.optim._penalties import Penalties, PenaltyTask
+from weightspace.optim.verify import PropertyCheck
+from weightspace.penalties import Memory, Penalty
+
+_CHANNELS, _SIZE = 8, 6  # of the layers that are measured: milliseconds each
+_SCALES = (0.3, 1.0, 3.0)  # of the weight: a hinge should be active at one of them
+_STEP = 1e-5
+_BOUND = 1e-5  # relative; a wrong factor is off by far more
+_SETTLE = 60  # evaluations after which at the latest remembered vectors have converged
+_WHAT = "that its gradient is the derivative of its value along a random direction (central difference in float64)"
+
+
+def measure_penalties(penalties: Penalties) -> list[PropertyCheck]:
+    """One check for each penalty and kind of layer: kernel, stride, dilation, padding and groups as routed.
+
+    Channels are cut to about `_CHANNELS` (their ratio stays), images to the kernel's reach or `_SIZE`. Weights are
+    random.
+
+    Cost: some tens of evaluations on a small layer, for each.
+    """
+    groups: dict[tuple[int, ConvGeometry], list[PenaltyTask]] = {}
+    for task in penalties.tasks:
+        groups.setdefault((task.index, _small(task)), []).append(task)
+    return [
+        PropertyCheck(
+            str(tasks[0].penalty),
+            tuple(task.info.name for task in tasks),
+            _WHAT,
+            max(_errors(tasks[0].penalty, geometry)),
+            _BOUND,
+        )
+        for (_, geometry), tasks in groups.items()
+    ]
+
+
+def _small(task: PenaltyTask) -> ConvGeometry:
+    """The geometry of a small layer of the same kind."""
+    geometry = task.operator_at(task.some_size(_SIZE) if task.info.spatial_axes else ()).geometry
+    g = geometry.groups
+    rows, columns = geometry.out_channels // g, geometry.in_channels // g
+    shrink = max(1.0, min(rows, columns) / _CHANNELS, max(rows, columns) / (3 * _CHANNELS))
+    groups = min(g, 2)
+    return replace(
+        geometry,
+        out_channels=groups * max(1, round(rows / shrink)),
+        in_channels=groups * max(1, round(columns / shrink)),
+        groups=groups,
+    )
+
+
+def _errors(penalty: Penalty, geometry: ConvGeometry) -> Iterator[float]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    for scale in _SCALES:
+        pair = torch.randn(2, *geometry.weight_shape, generator=generator, dtype=torch.float64, device="cpu")
+        weight = pair[0] * (scale / max(1, geometry.weight_shape[1]) ** 0.5)
+        yield _error(penalty, ConvOperator(weight, geometry), pair[1] / torch.linalg.vector_norm(pair[1]))
+
+
+def _error(penalty: Penalty, operator: ConvOperator, direction: torch.Tensor) -> float:
+    """Relative error of the slope; of the weight's own scale where value and slope vanish."""
+    memory = Memory()
+    _, gradient = penalty.evaluate(operator, memory)
+    for _ in range(_SETTLE if memory.vectors else 0):
+        before, (_, gradient) = gradient, penalty.evaluate(operator, memory)
+        if float((gradient - before).norm()) <= 1e-9 * float(gradient.norm()):
+            break
+    step = _STEP * float(torch.linalg.vector_norm(operator.weight))
+    ends: list[float] = []
+    for sign in (1.0, -1.0):
+        shifted = operator.with_weight(operator.weight + sign * step * direction)
+        ends.append(float(penalty.evaluate(shifted, copy.deepcopy(memory))[0]))
+    expected = (ends[0] - ends[1]) / (2 * step)
+    found = float((gradient * direction).sum())
+    # Along some directions the slope happens to be small: compared with the whole gradient.
+    scale = max(abs(expected), float(torch.linalg.vector_norm(gradient)) / direction.numel() ** 0.5, 1e-12)
+    return abs(found - expected) / scale
