@@ -45,13 +45,14 @@ def channel_l2_rows() -> dict[str, Timing]:
     """The speed target: ChannelL2 with the step against SGD(foreach=True, momentum) alone."""
     rule = ws.metrics.ChannelL2(smoothing=4.0)
     kept = ws.metrics.ChannelL2(smoothing=4.0, keep_norm=True)
+    mild = ws.metrics.ChannelL2(smoothing=1.000001)  # in place the same gradient is damped again and again: to subnormals
     return interleave(
         {
             "SGD(foreach=True) alone": step_of(None, foreach=True),
             "SGD(fused=True) alone": step_of(None, fused=True),
             "ChannelL2 + SGD(foreach=True)": step_of(rule, foreach=True),
             "ChannelL2 + SGD(fused=True)": step_of(rule, fused=True),
-            "ChannelL2 + SGD(fused=True), inplace=True": step_of(rule, inplace=True, fused=True),
+            "ChannelL2 + SGD(fused=True), inplace=True": step_of(mild, inplace=True, fused=True),
             "ChannelL2(keep_norm) + SGD(fused=True)": step_of(kept, fused=True),
         },
         "SGD(foreach=True) alone",
