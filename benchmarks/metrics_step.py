@@ -45,7 +45,9 @@ def channel_l2_rows() -> dict[str, Timing]:
     """The speed target: ChannelL2 with the step against SGD(foreach=True, momentum) alone."""
     rule = ws.metrics.ChannelL2(smoothing=4.0)
     kept = ws.metrics.ChannelL2(smoothing=4.0, keep_norm=True)
-    mild = ws.metrics.ChannelL2(smoothing=1.000001)  # in place the same gradient is damped again and again: to subnormals
+    mild = ws.metrics.ChannelL2(
+        smoothing=1.000001
+    )  # in place the same gradient is damped again and again: to subnormals
     return interleave(
         {
             "SGD(foreach=True) alone": step_of(None, foreach=True),

@@ -1,7 +1,7 @@
 """Batches of equal weights and their buffers: one block of memory a batch, run one by one or as one stacked call.
 
-Which of the two is faster was measured (benchmarks/metrics_step.py): on a CPU, arithmetic that writes straight from each
-gradient into its buffer wins once a weight has some hundred thousand elements, because stacking reads and writes
+Which of the two is faster was measured (benchmarks/metrics_step.py): on a CPU, arithmetic that writes straight from
+each gradient into its buffer wins once a weight has some hundred thousand elements, because stacking reads and writes
 everything once more; below that one stacked call wins. The limit for accelerators, where a launch costs more than a
 small copy, is an estimate: no accelerator was at hand.
 """
