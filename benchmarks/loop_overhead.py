@@ -69,6 +69,6 @@ def measure() -> dict[str, Timing]:
         return interleave(
             {"bare loop": bare_epoch(data), "weightspace loop": our_epoch(data, Path(folder))},
             "bare loop",
-            rounds=80,
+            rounds=200,
             seconds=60,
         )

@@ -1,7 +1,7 @@
 """Batches of equal weights and their buffers: one block of memory a batch, run one by one or as one stacked call.
 
-Which of the two is faster was measured (benchmarks/metrics.py): on a CPU, arithmetic that writes straight from each
-gradient into its buffer wins once a weight has some two hundred thousand elements, because stacking reads and writes
+Which of the two is faster was measured (benchmarks/metrics_step.py): on a CPU, arithmetic that writes straight from
+each gradient into its buffer wins once a weight has some hundred thousand elements, because stacking reads and writes
 everything once more; below that one stacked call wins. The limit for accelerators, where a launch costs more than a
 small copy, is an estimate: no accelerator was at hand.
 """
@@ -21,7 +21,7 @@ from weightspace.kernels.views import View
 Mode = Literal["single", "stacked"]
 Batching = Literal["auto", "single", "stacked"]
 
-STACK_BELOW_ON_CPU = 200_000  # elements a weight
+STACK_BELOW_ON_CPU = 100_000  # elements a weight
 STACK_BELOW_ON_ACCELERATOR = 1 << 20
 
 

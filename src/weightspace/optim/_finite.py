@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -15,13 +16,23 @@ def all_finite(pieces: Iterable[torch.Tensor]) -> bool:
     groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
     for piece in pieces:
         groups.setdefault((piece.device, piece.dtype), []).append(piece)
-    return all(bool(torch.cat(group).isfinite().all()) for group in groups.values())
+    return all(_is_finite(torch.cat(group)) for group in groups.values())
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    # A sum is one pass where isfinite().all() is five; only a sum that overflows takes the longer look.
+    return math.isfinite(values.sum(dtype=sum_dtype(values.dtype))) or bool(values.isfinite().all())
 
 
 def sums(infos: Iterable[ParameterInfo]) -> list[torch.Tensor]:
     """For each gradient its sum, in at least float32: not finite if any entry is not."""
     grads = (info.parameter.grad for info in infos)
-    return [(g.float() if g.dtype.itemsize < 4 else g).sum().reshape(1) for g in grads if g is not None]
+    return [g.sum(dtype=sum_dtype(g.dtype)).reshape(1) for g in grads if g is not None]
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums of `dtype` are taken in: 16-bit ones would overflow."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def raise_non_finite(infos: Iterable[ParameterInfo]) -> None:
