@@ -45,11 +45,6 @@ def is_padded_once(geometry: ConvGeometry) -> bool:
     )
 
 
-def reads_input(geometry: ConvGeometry) -> bool:
-    """Whether some window reaches beyond the padding before the input."""
-    return all(geometry.padded_length(axis) > geometry.padding[axis][0] for axis in range(geometry.dimensions))
-
-
 def some_operators(
     seed: int, count: int, dtype: torch.dtype = torch.float64, mode: str | None = None
 ) -> Iterator[ConvOperator]:
@@ -58,7 +53,7 @@ def some_operators(
     generator = torch.Generator().manual_seed(seed)
     while count:
         geometry = some_geometry(choose, mode)
-        if geometry is None or not is_padded_once(geometry) or not reads_input(geometry):
+        if geometry is None or not is_padded_once(geometry):
             continue
         count -= 1
         weight = torch.randn(geometry.weight_shape, dtype=dtype, generator=generator)

@@ -10,7 +10,7 @@ import torch
 import weightspace as ws
 from weightspace.metrics import transform_gradient
 from weightspace.metrics.base import Metric
-from weightspace.precision import full_matmul_precision
+from weightspace.precision import full_precision
 
 NAMES = ("highest", "high", "medium")
 
@@ -29,11 +29,11 @@ def _restore() -> Iterator[None]:
 def test_the_setting_comes_back_and_is_full_inside(name: str):
     torch.set_float32_matmul_precision(name)
     before = settings()
-    with full_matmul_precision():
+    with full_precision():
         assert set(settings()) <= {"ieee", "none"}
     assert settings() == before
     assert torch.get_float32_matmul_precision() == name
-    with pytest.raises(ZeroDivisionError), full_matmul_precision():
+    with pytest.raises(ZeroDivisionError), full_precision():
         raise ZeroDivisionError
     assert settings() == before
 

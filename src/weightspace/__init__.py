@@ -11,8 +11,25 @@
 
 from importlib.metadata import version
 
-from weightspace import errors, kernels, metrics, on, optim, penalties, registry
+from weightspace import errors, kernels, metrics, on, operators, optim, penalties, registry
+from weightspace.operators import extreme_singular_values, norm_bound, singular_value_moments, singular_values
 from weightspace.optim import Rules, attach
 
 __version__ = version("weightspace")
-__all__ = ["Rules", "__version__", "attach", "errors", "kernels", "metrics", "on", "optim", "penalties", "registry"]
+__all__ = [
+    "Rules",
+    "__version__",
+    "attach",
+    "errors",
+    "extreme_singular_values",
+    "kernels",
+    "metrics",
+    "norm_bound",
+    "on",
+    "operators",
+    "optim",
+    "penalties",
+    "registry",
+    "singular_value_moments",
+    "singular_values",
+]

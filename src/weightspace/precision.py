@@ -1,8 +1,9 @@
-"""Matrix products in the precision of their operands, whatever the script allows its own layers.
+"""Products and convolutions in the precision of their operands, whatever the script allows its own layers.
 
-`torch.set_float32_matmul_precision("high")` lets float32 products round their operands to TF32 or bfloat16: fine for a
-forward pass, wrong by 1e-3 for a linear solve or a singular value. The rules of this library ask for full precision
-while they run and put the script's setting back.
+`torch.set_float32_matmul_precision("high")` lets float32 products round their operands to TF32 or bfloat16, and cuDNN
+does so for convolutions unless told not to: fine for a forward pass, wrong by 1e-3 for a linear solve or a singular
+value, and a bound computed from such products bounds nothing. The rules and spectra of this library ask for full
+precision while they run and put the script's settings back.
 """
 
 from __future__ import annotations
@@ -13,49 +14,45 @@ from typing import Any
 
 import torch
 
-_FULL = ("ieee", "none")
+_FULL = ("ieee", "none", False)
 
 
 @contextmanager
-def full_matmul_precision() -> Generator[None]:
-    """Inside, float32 products are float32 products on every device; the caller's setting comes back, errors or not.
+def full_precision() -> Generator[None]:
+    """Inside, float32 arithmetic is float32 arithmetic on every device; the caller's settings come back, errors or not.
 
-    Works as a decorator too. The setting is torch's global one: another thread that multiplies at the same moment does
-    so in full precision. Cost: a few microseconds where nothing has to change.
+    Works as a decorator too. The settings are torch's global ones: another thread that multiplies at the same moment
+    does so in full precision. Cost: some ten microseconds.
 
     Example:
         >>> torch.set_float32_matmul_precision("high")
-        >>> with full_matmul_precision():
+        >>> with full_precision():
         ...     torch.backends.cuda.matmul.fp32_precision
         'ieee'
         >>> torch.backends.cuda.matmul.fp32_precision
         'tf32'
         >>> torch.set_float32_matmul_precision("highest")
     """
-    backends = _backends()
-    if not backends:
-        before = torch.get_float32_matmul_precision()
-        if before == "highest":
-            yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    saved = [(backend, backend.fp32_precision) for backend in backends]
-    lowered = [(backend, value) for backend, value in saved if value not in _FULL]
-    for backend, _ in lowered:
-        backend.fp32_precision = "ieee"
+    lowered = [setting for setting in _settings() if setting[2] not in _FULL]
     try:
+        for holder, name, _, full in lowered:
+            setattr(holder, name, full)
         yield
     finally:
-        for backend, value in lowered:
-            backend.fp32_precision = value
+        for holder, name, before, _ in lowered:
+            setattr(holder, name, before)
 
 
-def _backends() -> list[Any]:
-    """The settings of torch >= 2.9, one a backend; none before, where there is one for all."""
-    candidates: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # pyright: ignore[reportAttributeAccessIssue]  # added in 2.9
-    return [backend for backend in candidates if hasattr(backend, "fp32_precision")]
+def _settings() -> list[tuple[Any, str, Any, Any]]:
+    """Who holds a setting, its name, its value now and its value at full precision."""
+    matmul: Any = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9: two switches
+        return [(holder, "allow_tf32", holder.allow_tf32, False) for holder in (matmul, torch.backends.cudnn)]
+    holders: list[Any] = [
+        matmul,
+        getattr(torch.backends.mkldnn, "matmul", None),
+        getattr(torch.backends.cudnn, "conv", None),
+        getattr(torch.backends.mkldnn, "conv", None),
+    ]
+    name = "fp32_precision"
+    return [(holder, name, getattr(holder, name), "ieee") for holder in holders if hasattr(holder, name)]

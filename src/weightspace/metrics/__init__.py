@@ -15,7 +15,7 @@ from weightspace.metrics.centralization import GradientCentralization
 from weightspace.metrics.channel_l2 import ChannelL2
 from weightspace.metrics.channel_sobolev import ChannelSobolev
 from weightspace.metrics.laplacian import LaplacianSmoothing
-from weightspace.precision import full_matmul_precision
+from weightspace.precision import full_precision
 
 __all__ = [
     "ChannelL2",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-@full_matmul_precision()
+@full_precision()
 def transform_gradient(metric: Metric, grad: torch.Tensor) -> torch.Tensor:
     """The gradient under `metric` of one weight: for a look, for tests, for training loops without an optimizer.
 

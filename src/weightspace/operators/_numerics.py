@@ -1,9 +1,7 @@
-"""What the numerical modules of this room share: precision beyond the user's switches, and ready gradients."""
+"""What the numerical modules of this room share: the dtypes they work in, and ready gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -19,34 +17,6 @@ def compute_dtype(weight: torch.Tensor) -> torch.dtype:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The dtype of sums whose differences matter: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-@contextmanager
-def full_precision() -> Generator[None]:
-    """Matrix products and convolutions in the precision of their arguments, whatever the user chose for training.
-
-    Reduced settings round the factors of a product to 8 or 11 bits (on CPUs too), and cuDNN does so for convolutions
-    unless told not to. A bound computed from such products bounds nothing.
-    """
-    name = "fp32_precision"  # torch >= 2.9: one setting a backend; before: two switches
-    backends: list[Any] = [
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.mkldnn, "matmul", None),
-        getattr(torch.backends.cudnn, "conv", None),
-        getattr(torch.backends.mkldnn, "conv", None),
-    ]
-    if hasattr(torch.backends.cuda.matmul, name):
-        settings = [(backend, name, getattr(backend, name), "ieee") for backend in backends if hasattr(backend, name)]
-    else:
-        settings = [(switch, "allow_tf32", switch.allow_tf32, False) for switch in (backends[0], torch.backends.cudnn)]
-    changed = [setting for setting in settings if setting[2] not in ("ieee", "none", False)]
-    try:
-        for backend, attribute, _, full in changed:
-            setattr(backend, attribute, full)
-        yield
-    finally:
-        for backend, attribute, before, _ in changed:
-            setattr(backend, attribute, before)
 
 
 class _WithGradient(torch.autograd.Function):

@@ -35,11 +35,12 @@ from torch.nn import functional
 
 from weightspace.errors import OperatorError
 from weightspace.operators._arguments import as_operator
-from weightspace.operators._numerics import compute_dtype, full_precision, with_gradient
+from weightspace.operators._numerics import compute_dtype, with_gradient
 from weightspace.operators._torus_norm import TorusAxis, scaled_symbols, torus_norms
 from weightspace.operators.conv import ConvOperator
 from weightspace.operators.geometry import ConvGeometry
 from weightspace.operators.symbol import unravel
+from weightspace.precision import full_precision
 
 
 def norm_bound(

@@ -125,7 +125,9 @@ class ConvOperator:
         for axis in range(g.dimensions):
             dim, before = axis + 2, g.padding[axis][0]
             after = g.padded_length(axis) - before - g.input_size[axis]
-            if g.padding_mode == "zeros" or not (before or after):
+            if min(before, after) < -g.input_size[axis]:  # no window reads any entry
+                x = x.new_zeros((*x.shape[:dim], g.padded_length(axis), *x.shape[dim + 1 :]))
+            elif g.padding_mode == "zeros" or not (before or after):
                 x = functional.pad(x, [0, 0] * (g.dimensions - 1 - axis) + [before, after])
             else:
                 x = x.index_select(dim, torch.tensor(g.sources(axis), device=x.device))
@@ -137,7 +139,9 @@ class ConvOperator:
         for axis in range(g.dimensions):
             dim, n, before = axis + 2, g.input_size[axis], g.padding[axis][0]
             after = g.padded_length(axis) - before - n
-            if g.padding_mode == "zeros" or not (before or after):
+            if min(before, after) < -n:
+                x = x.new_zeros((*x.shape[:dim], n, *x.shape[dim + 1 :]))
+            elif g.padding_mode == "zeros" or not (before or after):
                 x = functional.pad(x, [0, 0] * (g.dimensions - 1 - axis) + [-before, -after])
             else:
                 target = x.new_zeros((*x.shape[:dim], n, *x.shape[dim + 1 :]))

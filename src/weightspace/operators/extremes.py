@@ -26,12 +26,13 @@ from torch import nn
 
 from weightspace.errors import OperatorError
 from weightspace.operators._arguments import as_operator
-from weightspace.operators._numerics import compute_dtype, full_precision
+from weightspace.operators._numerics import compute_dtype
 from weightspace.operators.bounds import bound_and_wave, stacked_norm_bounds
 from weightspace.operators.conv import ConvOperator
 from weightspace.operators.geometry import ConvGeometry
 from weightspace.operators.lanczos import RitzTriplets, bidiagonalize
 from weightspace.operators.spectrum import singular_values
+from weightspace.precision import full_precision
 
 EXACT_WORK = 200_000_000  # rows * columns * smaller side of a matrix that is solved exactly without being asked
 COLD_STEPS, WARM_STEPS = 15, 2

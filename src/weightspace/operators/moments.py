@@ -25,10 +25,11 @@ from torch import nn
 
 from weightspace.errors import OperatorError
 from weightspace.operators._arguments import as_operator
-from weightspace.operators._numerics import compute_dtype, full_precision, sum_dtype, with_gradient
+from weightspace.operators._numerics import compute_dtype, sum_dtype, with_gradient
 from weightspace.operators._overlaps import cheaper_side, one_channel, tap_products
 from weightspace.operators.conv import ConvOperator
 from weightspace.operators.geometry import ConvGeometry
+from weightspace.precision import full_precision
 
 LARGEST_OVERLAPS = 20_000_000  # taps^3 times outputs along one dimension: seconds and half a gigabyte to count
 

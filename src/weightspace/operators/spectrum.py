@@ -20,12 +20,13 @@ from torch import nn
 
 from weightspace.errors import OperatorError
 from weightspace.operators._arguments import as_operator
-from weightspace.operators._numerics import compute_dtype, full_precision
+from weightspace.operators._numerics import compute_dtype
 from weightspace.operators._parallel import LARGE, Workers, workers
 from weightspace.operators._small_svd import small_svdvals
 from weightspace.operators.conv import ConvOperator
 from weightspace.operators.geometry import ConvGeometry
 from weightspace.operators.symbol import SymbolGrid, ravel, symbol_grid, unravel
+from weightspace.precision import full_precision
 
 LARGEST_MATRIX = 4096 * 4096  # entries of one group's dense matrix: 128 MiB in float64, tens of seconds
 SMALLEST_WORK = 2**20  # entries times smaller side, a millisecond: with less than that a worker is not worth waking

@@ -26,7 +26,7 @@ from weightspace.optim._stand_ins import StandIns
 from weightspace.optim._transform import Measured, Swap, read_measured
 from weightspace.optim._verify_penalties import measure_penalties
 from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken
-from weightspace.precision import full_matmul_precision
+from weightspace.precision import full_precision
 
 _STATE_VERSION = 1
 
@@ -96,7 +96,7 @@ class Rules:
                 figures[name] = {**figures.get(name, {}), **values}
         return figures
 
-    @full_matmul_precision()
+    @full_precision()
     def verify(self) -> list[PropertyCheck]:
         """Measures every declared property on the routed shapes and raises if one does not hold.
 
@@ -255,7 +255,7 @@ class Rules:
 
         return wrapped
 
-    @full_matmul_precision()
+    @full_precision()
     def _swap(self, optimizer: Optimizer) -> None:
         inplace, every = self._options.inplace, self._options.measure_every
         check_gradients(self._plan.acting, inplace=inplace)

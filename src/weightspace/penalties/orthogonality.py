@@ -29,8 +29,9 @@ from torch.nn import functional
 from weightspace.errors import RuleError
 from weightspace.kernels.options import choice
 from weightspace.operators import ConvOperator
-from weightspace.operators._numerics import compute_dtype, full_precision
+from weightspace.operators._numerics import compute_dtype
 from weightspace.penalties.base import Memory, Penalty
+from weightspace.precision import full_precision
 
 Variant = Literal["SO", "DSO", "SRIP"]
 VARIANTS: tuple[Variant, ...] = ("SO", "DSO", "SRIP")

@@ -31,12 +31,13 @@ import torch
 from weightspace.errors import RuleError
 from weightspace.kernels.options import number_from_zero, positive_number, whole_number
 from weightspace.operators import ConvOperator
-from weightspace.operators._numerics import compute_dtype, full_precision
+from weightspace.operators._numerics import compute_dtype
 from weightspace.operators.extremes import stacked_ritz
 from weightspace.operators.moments import stacked_moments
 from weightspace.penalties._spectra import on_matrix, torus
 from weightspace.penalties.base import Memory, Penalty, PenaltyPadding
 from weightspace.penalties.spectral import SpectralPenalty
+from weightspace.precision import full_precision
 
 COLD_STEPS = 20
 FEW_VALUES, FEW_ENTRIES = 64, 64 * 1024  # of a matrix whose SVD costs less than Lanczos steps

@@ -13,9 +13,9 @@ import torch
 
 from weightspace.kernels.options import whole_number
 from weightspace.operators import ConvOperator
-from weightspace.operators._numerics import full_precision
 from weightspace.penalties._spectra import Sample, on_matrix, on_torus
 from weightspace.penalties.base import Memory, Penalty
+from weightspace.precision import full_precision
 
 
 @dataclass(frozen=True)
