@@ -33,7 +33,7 @@ def table_notes(comparison: Comparison) -> list[str]:
         f"Differences: to {plan.settings.baseline}, seed by seed, in percentage points; intervals not adjusted.",
         "p: paired t-test with Holm's adjustment over all arms that were tested.",
         budget_text(comparison),
-        "ms/step: median over a run's steps, then over seeds; the ratio is to the baseline.",
+        "ms/step: median over a run's steps, of the fastest seed; the ratio is to the baseline.",
         *(["* at the edge of what was tried: a better value may lie beyond."] if edge else []),
     ]
 

@@ -49,7 +49,8 @@ class ArmResult:
         estimate: Mean test accuracy with its interval; None before the first final run.
         difference: Paired difference to the baseline over the seeds that both have; None for the baseline itself.
         adjusted_p: Holm-adjusted p-value of the difference.
-        seconds_per_step: Median over the final runs that did not diverge; None without one.
+        seconds_per_step: That of the fastest final run that did not diverge; None without one. Runs do the same work,
+            so what makes one slower is what else the machine did.
         time_ratio: `seconds_per_step` over the baseline's.
         missing: Jobs of this arm without a whole result.
     """
@@ -173,7 +174,7 @@ def _read_arm(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> ArmResult:
         estimate=mean_interval(list(accuracy.values()), level=plan.settings.level) if accuracy else None,
         difference=None,
         adjusted_p=None,
-        seconds_per_step=statistics.median(times) if times else None,
+        seconds_per_step=min(times, default=None),
         time_ratio=None,
         missing=tuple(missing),
     )
