@@ -11,7 +11,6 @@ from rich.text import Text
 
 from weightspace.compare.notes import (
     NO_VALUE,
-    budget_text,
     p_text,
     path_words,
     settings_text,
@@ -23,20 +22,6 @@ from weightspace.compare.results import ArmResult, Comparison, read_comparison
 from weightspace.compare.statistics import Estimate
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.training.files import write_json_atomically, write_text_atomically
-
-__all__ = [
-    "budget_text",
-    "comparison_table",
-    "markdown_table",
-    "p_text",
-    "settings_text",
-    "table_columns",
-    "table_notes",
-    "table_row",
-    "table_title",
-    "table_values",
-    "write_tables",
-]
 
 TABLE_JSON = "table.json"
 TABLE_MARKDOWN = "table.md"

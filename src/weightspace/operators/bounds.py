@@ -157,7 +157,7 @@ def _sized_torus(geometry: ConvGeometry, axis: int) -> tuple[int | None, int, fl
     n, stride, (before, _) = geometry.input_size[axis], geometry.stride[axis], geometry.padding[axis]
     padded = geometry.padded_length(axis)
     after, sources = padded - before - n, geometry.sources(axis)
-    if geometry.output_length(axis) * stride == n and sources == [(i - before) % n for i in range(padded)]:
+    if geometry.is_circulant_along(axis):
         return n, stride, 1.0  # a torus already
     if geometry.padding_mode == "zeros":
         seen = n + min(before, 0) + min(after, 0)  # negative padding cuts off

@@ -134,13 +134,14 @@ class ConvGeometry:
 
         It takes an output of `input / stride` entries, and padding that is circular or never read.
         """
-        for axis in range(self.dimensions):
-            n, before = self.input_size[axis], self.padding[axis][0]
-            if self.output_length(axis) * self.stride[axis] != n:
-                return False
-            if any(source != (i - before) % n for i, source in enumerate(self.sources(axis))):
-                return False
-        return True
+        return all(self.is_circulant_along(axis) for axis in range(self.dimensions))
+
+    def is_circulant_along(self, axis: int) -> bool:
+        """`is_block_circulant` for one dimension."""
+        n, before = self.input_size[axis], self.padding[axis][0]
+        if self.output_length(axis) * self.stride[axis] != n:
+            return False
+        return all(source == (i - before) % n for i, source in enumerate(self.sources(axis)))
 
     def circular(self) -> ConvGeometry:
         """The same windows on a torus, `input / stride` outputs: the classical approximation of a zero-padded layer.

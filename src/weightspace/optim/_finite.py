@@ -21,18 +21,18 @@ def all_finite(pieces: Iterable[torch.Tensor]) -> bool:
 
 def _is_finite(values: torch.Tensor) -> bool:
     # A sum is one pass where isfinite().all() is five; only a sum that overflows takes the longer look.
-    return math.isfinite(values.sum(dtype=sum_dtype(values.dtype))) or bool(values.isfinite().all())
+    return math.isfinite(sum_of(values)) or bool(values.isfinite().all())
 
 
 def sums(infos: Iterable[ParameterInfo]) -> list[torch.Tensor]:
     """For each gradient its sum, in at least float32: not finite if any entry is not."""
     grads = (info.parameter.grad for info in infos)
-    return [g.sum(dtype=sum_dtype(g.dtype)).reshape(1) for g in grads if g is not None]
+    return [sum_of(g) for g in grads if g is not None]
 
 
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums of `dtype` are taken in: 16-bit ones would overflow."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
+def sum_of(values: torch.Tensor) -> torch.Tensor:
+    """The sum as a tensor of one element, in at least float32: 16-bit sums would overflow."""
+    return values.sum(dtype=torch.float32 if values.dtype.itemsize < 4 else values.dtype).reshape(1)
 
 
 def raise_non_finite(infos: Iterable[ParameterInfo]) -> None:

@@ -13,9 +13,9 @@ from weightspace.errors import AttachError, NonFiniteGradientError, OperatorErro
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.operators import ConvGeometry, ConvOperator, operator_of
-from weightspace.optim._finite import all_finite
+from weightspace.optim._finite import all_finite, sum_of
 from weightspace.optim._inputs import InputSizes
-from weightspace.optim._transform import Swap
+from weightspace.optim._transform import Swap, read_numbers
 from weightspace.penalties import Memory, Penalty
 from weightspace.penalties.base import layer_size
 
@@ -144,7 +144,7 @@ class Penalties:
         """
         due = [t for t in self.tasks if step % t.penalty.every == 0 and t.info.parameter.grad is not None]
         operators = [task.operator(self.sizes) for task in due]  # all of them, before any evaluation is paid for
-        if must_check and not all_finite(_sum(o.weight) for o in operators):
+        if must_check and not all_finite(sum_of(o.weight) for o in operators):
             _raise_weight(due)
         additions: list[Addition] = []
         for task, operator in zip(due, operators, strict=True):
@@ -154,24 +154,19 @@ class Penalties:
             except OperatorError as error:
                 raise AttachError(f"{task.penalty} on {task.info.name}: {error}") from None
             additions.append(Addition(task, gradient))
-        if must_check and not all_finite(_sum(a.gradient) for a in additions):
+        if must_check and not all_finite(sum_of(a.gradient) for a in additions):
             _raise_gradient(additions)
         return additions
 
     def values(self) -> dict[str, dict[str, float]]:
-        """R at the latest evaluation, by parameter and penalty; one synchronization for each device and dtype."""
+        """R at the latest evaluation, by parameter and penalty; one synchronization for each device."""
         measured = [(task, task.value) for task in self.tasks if task.value is not None]
-        numbers: dict[int, float] = {}
-        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for k, (_, value) in enumerate(measured):
-            groups.setdefault((value.device, value.dtype), []).append(k)
-        for members in groups.values():
-            numbers.update(zip(members, torch.stack([measured[k][1] for k in members]).tolist(), strict=True))
+        numbers = read_numbers([value for _, value in measured])
         result: dict[str, dict[str, float]] = {}
-        for k, (task, _) in enumerate(measured):
+        for (task, _), number in zip(measured, numbers, strict=True):
             figures = result.setdefault(task.info.name, {})
             label = type(task.penalty).__name__
-            figures[label if label not in figures else str(task.penalty)] = numbers[k]
+            figures[label if label not in figures else str(task.penalty)] = number
         return result
 
     def state(self) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
@@ -217,10 +212,6 @@ def add(additions: Iterable[Addition], swaps: Iterable[Swap], grad_scale: torch.
         task, gradient = addition.task, addition.gradient
         scaled = gradient if grad_scale is None else gradient * grad_scale.to(gradient)
         stand_ins[id(task.info.parameter)].add_(scaled, alpha=task.penalty.weight * task.penalty.every)
-
-
-def _sum(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.float() if tensor.dtype.itemsize < 4 else tensor).sum().reshape(1)
 
 
 def _raise_weight(due: Iterable[PenaltyTask]) -> None:

@@ -5,6 +5,7 @@ Weights that carry penalties only have no metric: their stand-ins are copies of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -135,12 +136,17 @@ def _note(
 
 
 def read_measured(measured: Measured) -> dict[str, dict[str, float]]:
-    """The figures as numbers: one copy and one synchronization for each device, not one a weight."""
-    by_device: dict[torch.device, list[str]] = {}
-    for name, (rho, _) in measured.items():
-        by_device.setdefault(rho.device, []).append(name)
-    values: dict[str, list[float]] = {}
-    for names in by_device.values():
-        rows = torch.stack([figure for name in names for figure in measured[name]]).view(-1, 2).tolist()
-        values.update(zip(names, rows, strict=True))
-    return {name: {"rho": values[name][0], "shrinkage": values[name][1]} for name in measured}
+    """The figures as numbers, with one synchronization for each device."""
+    numbers = iter(read_numbers([figure for figures in measured.values() for figure in figures]))
+    return {name: {"rho": next(numbers), "shrinkage": next(numbers)} for name in measured}
+
+
+def read_numbers(scalars: Sequence[torch.Tensor]) -> list[float]:
+    """0-dimensional tensors as numbers: one copy and one synchronization for each device, not one a tensor."""
+    by_device: dict[torch.device, list[int]] = {}
+    for k, scalar in enumerate(scalars):
+        by_device.setdefault(scalar.device, []).append(k)
+    numbers: dict[int, float] = {}
+    for places in by_device.values():
+        numbers.update(zip(places, torch.stack([scalars[k] for k in places]).tolist(), strict=True))
+    return [numbers[k] for k in range(len(scalars))]

@@ -178,32 +178,29 @@ def on_matrix(operator: ConvOperator, function: SpectralFunction) -> tuple[torch
     return value.to(dtype), gradient.to(dtype)
 
 
-def _svd(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Batched and economic, on single-threaded workers: many threads on one small matrix are slow."""
-    if not matrices.is_cpu:
-        return torch.linalg.svd(matrices, full_matrices=False)
-    with workers() as pool:
-        parts = pool.map(
-            lambda part: torch.linalg.svd(part, full_matrices=False),
-            matrices.chunk(pool.count),
-            side=min(matrices.shape[-2:]),
-            spread=matrices[0].numel() * len(matrices) > _SMALL,
-        )
-    U, sigma, Vh = (torch.cat(same) for same in zip(*parts, strict=True))
-    return U, sigma, Vh
+def _svd(matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """U, the values and V^H, batched and economic."""
+    return _spread(lambda part: tuple(torch.linalg.svd(part, full_matrices=False)), matrices)
 
 
 def _svdvals(matrices: torch.Tensor) -> torch.Tensor:
+    return _spread(lambda part: (torch.linalg.svdvals(part),), matrices)[0]
+
+
+def _spread(
+    factorize: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], matrices: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """On single-threaded workers: many threads on one small matrix are slow."""
     if not matrices.is_cpu:
-        return torch.linalg.svdvals(matrices)
+        return factorize(matrices)
     with workers() as pool:
         parts = pool.map(
-            torch.linalg.svdvals,
+            factorize,
             matrices.chunk(pool.count),
             side=min(matrices.shape[-2:]),
             spread=matrices[0].numel() * len(matrices) > _SMALL,
         )
-    return torch.cat(parts)
+    return tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
 
 _SMALL = 2**15  # entries below which a second worker is not worth waking

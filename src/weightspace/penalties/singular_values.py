@@ -73,9 +73,8 @@ class GramSpectralNorm(SpectralPenalty):
         """`+-2 sigma` at the value that is farthest off."""
         off = sigma.square() - self.alpha
         place = off.abs().argmax()
-        slopes = torch.zeros_like(sigma)
-        slopes.view(-1)[place] = 2 * sigma.view(-1)[place] * off.view(-1)[place].sign()
-        return off.abs().max(), slopes
+        slope = 2 * sigma.view(-1)[place] * off.view(-1)[place].sign()
+        return off.abs().max(), _slope_at(sigma, place, slope)
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,7 @@ class LargestSingularValue(SpectralPenalty):
         """The slope is `2 (sigma_max - bound)` at the largest value."""
         place = sigma.argmax()
         excess = (sigma.view(-1)[place] - self.bound).clamp(min=0)
-        slopes = torch.zeros_like(sigma)
-        slopes.view(-1)[place] = 2 * excess
-        return excess.square(), slopes
+        return excess.square(), _slope_at(sigma, place, 2 * excess)
 
     def evaluate(self, operator: ConvOperator, memory: Memory | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """By Lanczos vectors (or a small dense matrix) under the layer's own padding, or by all frequencies."""
@@ -233,9 +230,7 @@ class SmallestSingularValue(SpectralPenalty):
         """The slope is `-2 (bound - sigma_min)` at the smallest value."""
         place = sigma.argmin()
         lack = (self.bound - sigma.view(-1)[place]).clamp(min=0)
-        slopes = torch.zeros_like(sigma)
-        slopes.view(-1)[place] = -2 * lack
-        return lack.square(), slopes
+        return lack.square(), _slope_at(sigma, place, -2 * lack)
 
 
 @dataclass(frozen=True)
@@ -320,6 +315,13 @@ class ConditionNumber(SpectralPenalty):
         slopes.view(-1)[bottom] -= 1 / (steep * largest)
         is_zero = flat[top] == 0
         return torch.where(is_zero, 0.0, value), torch.where(is_zero, 0.0, slopes)
+
+
+def _slope_at(sigma: torch.Tensor, place: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """A derivative by one value only, at a flat index."""
+    slopes = torch.zeros_like(sigma)
+    slopes.view(-1)[place] = slope
+    return slopes
 
 
 def _outer(operator: ConvOperator, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

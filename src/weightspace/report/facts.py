@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 import yaml
 
+from weightspace.compare.notes import settings_text
 from weightspace.compare.results import ArmResult, Comparison, value_at
-from weightspace.compare.table import settings_text
 from weightspace.report.collect import Curve, LayerTable, number_of
 from weightspace.training.files import JsonObject
 

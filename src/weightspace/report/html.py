@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from weightspace.compare.notes import budget_text, table_notes, table_title
 from weightspace.compare.results import COMPARE_FILE, Comparison, read_comparison
-from weightspace.compare.table import budget_text, table_columns, table_notes, table_row, table_title
+from weightspace.compare.table import table_columns, table_row
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.errors import RunError
 from weightspace.report.collect import METRICS_FILE, LayerTable, arm_curves, arm_layers, read_curve, read_layers
