@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from weightspace.registry import REGISTRY
-from weightspace.training.files import write_text_atomically
+from weightspace.files import write_text_atomically
 
 PAGE = Path(__file__).with_name("how-to-choose.md")
 BEGIN, END = "<!-- registry:begin -->", "<!-- registry:end -->"

@@ -24,6 +24,8 @@ ARROWS: dict[str, frozenset[str]] = {
     for room, targets in {
         "errors": "",
         "precision": "",
+        "files": "",
+        "figures": "",
         "kernels": "",
         "operators": "",
         "on": "kernels",
@@ -35,18 +37,21 @@ ARROWS: dict[str, frozenset[str]] = {
         "optim": "kernels operators metrics manifolds penalties gates registry",
         "sampling": "",
         "compress": "kernels operators",
-        "inspect": "kernels operators",
+        "inspection": "kernels operators figures",
         "training": "kernels optim registry",
         "compare": "training",
-        "report": "training compare",
+        "report": "training compare figures",
     }.items()
 }
-GROUND = ("errors", "precision")  # what every room may import
+GROUND = ("errors", "precision", "files")  # what every room may import
 UPPER = ("training", "compare", "report", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
 HEAVY = ("lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "weightspace.training")
 # The library's own dependencies (pyproject.toml); everything else belongs to extras and so to the upper rooms.
 LIBRARY_NEEDS = frozenset({*sys.stdlib_module_names, "torch", "rich", "weightspace"})
+# What draws pictures needs an extra too: these are imported when a picture is asked for, never before.
+PICTURES = ("weightspace.figures", "weightspace.inspection.plots", "weightspace.inspection.page")
+PICTURES_NEED = frozenset({"matplotlib", "numpy", "jinja2"})
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 UNPICKLERS = frozenset({"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
@@ -95,7 +100,8 @@ def import_problems(root: Path) -> Iterator[str]:
         room = room_of(name)
         for target in imported_modules(parsed, name, path.name == "__init__.py", set(tree)):
             if target.partition(".")[0] != "weightspace":
-                if room not in UPPER and target.partition(".")[0] not in LIBRARY_NEEDS:
+                needs = LIBRARY_NEEDS | (PICTURES_NEED if name in PICTURES else frozenset())
+                if room not in UPPER and target.partition(".")[0] not in needs:
                     yield f"{name} imports {target}, which only an extra installs"
                 continue
             graph.setdefault(room, set()).add(room_of(target))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from weightspace.cli.app import app
 from weightspace.errors import RunError
-from weightspace.training.files import read_json
+from weightspace.files import read_json
 
 TINY = """
 name: tiny

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from test_cli import TINY, call, error_line
-from weightspace.training.files import read_json
+from weightspace.files import read_json
 from weightspace.training.lock import locked
 
 

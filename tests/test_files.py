@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightspace.errors import RunError
-from weightspace.training.files import (
+from weightspace.files import (
     delete_leftovers,
     ensure_writable_folder,
     finite,

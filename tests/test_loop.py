@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import weightspace
 from weightspace.errors import DataError, RecipeError, RunError
+from weightspace.files import read_json
 from weightspace.training import session as session_module
 from weightspace.training import steps as steps_module
 from weightspace.training.data import Batches, ImageData
-from weightspace.training.files import read_json
 from weightspace.training.interrupt import Interrupted
 from weightspace.training.json_lines import JsonLines, read_json_lines
 from weightspace.training.loop import train_run

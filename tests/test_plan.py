@@ -104,6 +104,71 @@ def test_random_draws_of_whole_numbers_are_whole():
         assert not all(float(trial.settings[path]).is_integer() for trial in trials)
 
 
+RULE = {"rules": [{"rule": "ChannelL2", "smoothing": 4.0}]}
+LR = "train.optimizer.lr"
+
+
+def with_own_ranges(trials: int = 6, **more: dict) -> Recipe:
+    """SGD, an arm with a range of its own, and whatever else is asked for, under random search."""
+    arms = {"SGD": {}, "own": {**RULE, "ranges": {"rules.0.smoothing": [0.01, 10.0]}}, **more}
+    values = make_recipe().to_dict()
+    values["compare"] |= {"arms": arms, "baseline": "SGD"}
+    values["compare"]["tune"] = {"random": {"trials": trials, "ranges": {LR: [0.01, 0.3]}}, "seeds": 2}
+    return Recipe.from_dict(values)
+
+
+def test_own_ranges_change_neither_the_budget_nor_the_shared_draws():
+    plain = with_tuning({"random": {"trials": 6, "ranges": {LR: [0.01, 0.3]}}})
+    plan = make_plan(with_own_ranges())
+    sgd, own = plan.arms
+    assert sgd.trials == plan.trials == make_plan(plain).trials
+    assert [trial.settings[LR] for trial in own.trials] == [trial.settings[LR] for trial in sgd.trials]
+    assert [trial.number for trial in own.trials] == list(range(6))
+    assert [set(trial.settings) for trial in own.trials] == [{LR, "rules.0.smoothing"}] * 6
+    assert len(tuning_jobs(plan, own)) == len(tuning_jobs(plan, sgd)) == 12
+    assert plan.total == 2 * (12 + 5)
+    for job in tuning_jobs(plan, own):
+        assert job.recipe.rules[0]["smoothing"] == own.trials[job.trial].settings["rules.0.smoothing"]
+    assert [job.recipe.rules for job in tuning_jobs(plan, sgd)] == [()] * 12
+    assert (
+        final_jobs(plan, own, own.trials[4])[0].recipe.rules[0]["smoothing"]
+        == (own.trials[4].settings["rules.0.smoothing"])
+    )
+
+
+def test_draws_of_an_own_range_fall_into_equal_parts_once_each():
+    (_, own) = make_plan(with_own_ranges(trials=30)).arms
+    logs = sorted(math.log10(trial.settings["rules.0.smoothing"]) for trial in own.trials)
+    for part, value in enumerate(logs):
+        assert -2 + part / 10 - 1e-3 <= value <= -2 + (part + 1) / 10 + 1e-3
+    rates = [trial.settings[LR] for trial in own.trials]
+    strengths = [trial.settings["rules.0.smoothing"] for trial in own.trials]
+    assert strengths != sorted(strengths)
+    assert [strengths[i] for i in sorted(range(30), key=rates.__getitem__)] != sorted(strengths)
+
+
+def test_no_arm_moves_the_draws_of_another_and_all_have_the_same_luck():
+    other = {**RULE, "ranges": {"rules.0.smoothing": [1.0, 1000.0], "train.clip_norm": [0.1, 10.0]}}
+    first, (_, own, two) = make_plan(with_own_ranges()).arms[1], make_plan(with_own_ranges(other=other)).arms
+    assert own == first
+    place = [math.log(trial.settings["rules.0.smoothing"] / 0.01) for trial in own.trials]
+    assert place == pytest.approx([math.log(trial.settings["rules.0.smoothing"]) for trial in two.trials], abs=1e-3)
+    clip = [3 * math.log(trial.settings["train.clip_norm"] / 0.1) / 2 for trial in two.trials]
+    assert clip != pytest.approx(place, abs=0.1)  # ranges of one arm are drawn independently
+
+
+def test_own_ranges_between_whole_numbers_give_whole_numbers():
+    plan = make_plan(with_own_ranges(whole={"ranges": {"train.batch_size": [8, 64]}}))
+    sizes = [trial.settings["train.batch_size"] for trial in plan.arms[2].trials]
+    assert all(type(size) is int and 8 <= size <= 64 for size in sizes)
+    assert len(set(sizes)) > 4
+
+
+def test_own_ranges_of_the_data_are_refused():
+    with pytest.raises(RecipeError, match=r"compare\.arms\.fewer\.ranges sets data\.train_size, but all runs share"):
+        make_plan(with_own_ranges(fewer={"ranges": {"data.train_size": [100, 200]}}))
+
+
 @pytest.mark.parametrize(("key", "value"), [("train_size", 500), ("test_size", 50), ("root", "elsewhere")])
 def test_arms_that_would_see_other_images_are_refused(key, value):
     arms = {"base": {"tune": False}, "other": {"tune": False, "set": {f"data.{key}": value}}}

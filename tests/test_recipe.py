@@ -201,6 +201,52 @@ def test_every_mistake_has_its_sentence(recipe: Recipe, overrides: dict[str, Any
     assert "input" not in str(caught.value).lower()
 
 
+RANDOM = {"random": {"trials": 2, "ranges": {"train.optimizer.lr": [0.01, 0.1]}}}
+OWN_RANGES = [
+    ({"rules.0.smoothing": [1.0, 8.0]}, {}, "arm 'ChannelL2' has ranges, which only random search draws"),
+    ({"rules.0.smoothing": [1.0, 8.0]}, {"tune": False}, "an arm with tune: false has no trials for its ranges"),
+    ({"train.epochs": [2, 8]}, {"set": {"train.epochs": 4}}, "ranges and set both have 'train.epochs'"),
+    ({"train.optimizer.lr": [0.1, 1.0]}, RANDOM, "'train.optimizer.lr', which tune.random draws for every arm"),
+    ({"rules.0.smoothing": [8.0, 1.0]}, RANDOM, "the range of 'rules.0.smoothing' should go up"),
+    ({"rules.0.smoothing": [0, 1.0]}, RANDOM, "ranges.rules.0.smoothing.0 should be greater than 0, not 0"),
+    ({"rules.1.smoothing": [1.0, 2.0]}, RANDOM, "compare.arms.ChannelL2.ranges cannot set rules.1.smoothing=1.0"),
+    ({"rules.0.smooth": [1.0, 2.0]}, RANDOM, "compare.arms.ChannelL2.ranges cannot set rules.0.smooth=1.0"),
+    ({"train.label_smoothing": [0.5, 2.0]}, RANDOM, "ranges cannot set train.label_smoothing=2.0"),
+]
+
+
+@pytest.mark.parametrize(("ranges", "change", "sentence"), OWN_RANGES)
+def test_every_mistake_in_the_ranges_of_an_arm_has_its_sentence(
+    recipe: Recipe, ranges: dict[str, Any], change: dict[str, Any], sentence: str
+) -> None:
+    values = recipe.to_dict()
+    arm = values["compare"]["arms"]["ChannelL2"]
+    arm["ranges"] = ranges
+    if "random" in change:
+        values["compare"]["tune"] = change
+    else:
+        arm.update(change)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(values)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_ranges_of_an_arm_are_read_and_overridden(tmp_path: Path) -> None:
+    text = BASE.replace(
+        "{grid: {train.optimizer.lr: [0.05, 0.1]}}", "{random: {trials: 2, ranges: {train.batch_size: [8, 64]}}}"
+    )
+    text = text.replace("smoothing: 4.0}]}", "smoothing: 4.0}], ranges: {rules.0.smoothing: [1, 8.0]}}")
+    read = load_recipe(write(tmp_path, text))
+    assert read.compare is not None
+    assert read.compare.arms["ChannelL2"].ranges == {"rules.0.smoothing": (1, 8.0)}
+    assert read.compare.arms["tuned SGD"].ranges == {}
+    assert Recipe.from_dict(read.to_dict()) == read
+    changed = load_recipe(write(tmp_path, text), ["compare.arms.ChannelL2.ranges.rules.0.smoothing=[2.0, 16.0]"])
+    assert changed.compare is not None
+    assert changed.compare.arms["ChannelL2"].ranges == {"rules.0.smoothing": (2.0, 16.0)}
+
+
 def test_errors_name_the_file_and_all_mistakes(tmp_path: Path) -> None:
     text = BASE.replace("epochs: 4", "epochs: -4").replace("data: {name: digits}", "data: {nam: digits}")
     with pytest.raises(RecipeError) as caught:

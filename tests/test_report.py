@@ -19,9 +19,11 @@ from fabricated import ARMS, fabricate, make_recipe
 from weightspace.compare import comparison_table, read_comparison, write_tables
 from weightspace.compare.verdict import verdict
 from weightspace.errors import RunError
+from weightspace.figures import robust_limits, spread
 from weightspace.report import write_report
 from weightspace.report.collect import read_layers
-from weightspace.report.style import robust_limits, spread
+from weightspace.report.curves import tuning_figure
+from weightspace.training.recipe import Recipe
 
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -86,6 +88,27 @@ def test_the_report_tells_what_ran_where(page):
     assert "2026-01-01 10:00:00 UTC" in page.text
     assert "features.27.weight" in page.text
     assert "1 of 5 final runs diverged" in page.text
+
+
+def test_own_settings_have_a_panel_of_the_arms_that_tune_them(tmp_path):
+    ranges = {"rules.0.smoothing": [0.1, 10.0]}
+    rule = {"rules": [{"rule": "ChannelL2", "smoothing": 4.0}], "ranges": ranges}
+    values = make_recipe().to_dict()
+    values["compare"]["arms"] = {"tuned SGD": {}, "one": rule, "other": rule}
+    values["compare"]["tune"] = {"random": {"trials": 8, "ranges": {"train.optimizer.lr": [0.01, 0.1]}}, "seeds": 1}
+    fabricate(tmp_path, Recipe.from_dict(values))
+    comparison = read_comparison(tmp_path)
+    rates, smoothing = tuning_figure(comparison).axes
+    assert rates.get_xlabel() == "learning rate (train.optimizer.lr)"
+    assert smoothing.get_xlabel() == "smoothing (rules.0.smoothing)"
+    drawn = sorted(trial.settings["rules.0.smoothing"] for trial in comparison.arms[1].arm.trials)
+    lines = [sorted(line.get_xdata()) for line in smoothing.lines if len(line.get_xdata()) == 8]
+    assert lines == [drawn, drawn]
+    assert sum(len(line.get_xdata()) == 8 for line in rates.lines) == 3
+    write_report(tmp_path)
+    chosen = comparison.arms[1].settings
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert f"lr={chosen['train.optimizer.lr']:g}, smoothing={chosen['rules.0.smoothing']:g}" in text
 
 
 def test_plots_are_wide_enough_for_a_screen(run_dir):

@@ -58,13 +58,17 @@ def _edge(arm: ArmResult, comparison: Comparison) -> str:
     if choice is None:
         return ""
     tune = comparison.plan.settings.tune
-    where = "at the edge of the grid" if tune is not None and tune.grid is not None else "the outermost of the draws"
+    search = tune.random if tune is not None else None
+    ranges = {**(search.ranges if search is not None else {}), **comparison.plan.settings.arms[arm.arm.name].ranges}
+    where = "the outermost of the draws" if search is not None else "at the edge of the grid"
     parts: list[str] = []
     for path in choice.edge:
-        tried = [trial.settings[path] for trial in comparison.plan.trials]
+        tried = [trial.settings[path] for trial in arm.arm.trials]
         value = choice.trial.settings[path]
         side = "smallest" if value == min(tried) else "largest"
-        parts.append(f"best {path_words(path)} {where} ({value:g}, the {side} tried)")
+        low, high = ranges.get(path, (None, None))
+        drawn = f" of {len(tried)} between {low:g} and {high:g}" if path in ranges else " tried"
+        parts.append(f"best {path_words(path)} {where} ({value:g}, the {side}{drawn})")
     return f"{arm.arm.name}: {'; '.join(parts)}; a better value may lie beyond."
 
 

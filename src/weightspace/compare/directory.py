@@ -15,7 +15,7 @@ from pathlib import Path
 
 from weightspace.compare.records import COMPARE_FILE
 from weightspace.errors import RunError
-from weightspace.training.files import delete_leftovers, reason_of
+from weightspace.files import delete_leftovers, reason_of
 
 ERRORS_FILE = "errors.txt"
 ARMS_FOLDER = "arms"

@@ -8,6 +8,7 @@ from typing import Any
 from weightspace.compare.results import Comparison
 
 NO_VALUE = "–"
+OWN_SETTINGS = "own settings"
 
 
 def table_title(comparison: Comparison) -> str:
@@ -46,6 +47,10 @@ def budget_text(comparison: Comparison) -> str:
     kind = "grid" if tune.grid is not None else "random draws, log-uniform"
     paths = ", ".join(path_words(path) for path in tuned_paths(comparison))
     trials, seeds = counted(len(plan.trials), "trial"), counted(len(plan.tuning_seeds), "seed")
+    owners = sum(bool(arm.own_paths) for arm in plan.arms)
+    if owners:
+        own = " or ".join(own_words(comparison))
+        paths += f", for {counted(owners, 'arm')} also {own} in a range of the arm's own"
     return (
         f"Tuning: {trials} ({paths}; {kind}) x {seeds} for every tuned arm, "
         f"judged on {tune.validation_fraction:.0%} of the training set held out; tuning never saw the test set."
@@ -53,8 +58,21 @@ def budget_text(comparison: Comparison) -> str:
 
 
 def tuned_paths(comparison: Comparison) -> list[str]:
-    """The paths that tuning sets; the learning rate where nothing is tuned, because it is what readers look for."""
+    """The paths that tuning sets for every arm; the learning rate where nothing is tuned: readers look for it."""
     return list(comparison.plan.trials[0].settings) if comparison.plan.trials else ["train.optimizer.lr"]
+
+
+def own_heading(comparison: Comparison) -> str | None:
+    """Heading of the column with what arms tune for themselves; None where no arm does."""
+    words, shared = own_words(comparison), map(path_words, tuned_paths(comparison))
+    if len(words) > 1 or (words and words[0] in shared):
+        return OWN_SETTINGS
+    return words[0] if words else None
+
+
+def own_words(comparison: Comparison) -> list[str]:
+    """The paths that arms tune for themselves, in words, each once."""
+    return list(dict.fromkeys(path_words(path) for arm in comparison.plan.arms for path in arm.own_paths))
 
 
 def path_words(path: str) -> str:
@@ -62,21 +80,27 @@ def path_words(path: str) -> str:
 
     >>> path_words("train.optimizer.lr"), path_words("train.batch_size"), path_words("rules.0.smoothing")
     ('learning rate', 'batch size', 'smoothing')
+    >>> path_words("rules.0.weight"), path_words("train.optimizer.options.weight_decay")
+    ('penalty weight', 'weight decay')
     """
     last = path.rpartition(".")[2]
+    if path.startswith("rules.") and last == "weight":  # "weight" alone would be taken for a weight of the network
+        return "penalty weight"
     return "learning rate" if last == "lr" else last.replace("_", " ")
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """Tuned values as text: the number alone for one path, `name=value` for more.
+def settings_text(settings: Mapping[str, Any], *, named: bool = False) -> str:
+    """Tuned values as text: the number alone for one path, `name=value` for more, or where it is asked for.
 
     >>> settings_text({"train.optimizer.lr": 0.05})
     '0.05'
     >>> settings_text({"train.optimizer.lr": 0.05, "train.batch_size": 32})
     'lr=0.05, batch_size=32'
+    >>> settings_text({"rules.0.weight": 0.001}, named=True)
+    'weight=0.001'
     """
     values = {path: f"{v:g}" if isinstance(v, float) else str(v) for path, v in settings.items()}
-    if len(values) == 1:
+    if len(values) == 1 and not named:
         return next(iter(values.values()))
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in values.items())
 

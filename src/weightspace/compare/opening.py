@@ -10,8 +10,8 @@ from weightspace.compare.directory import ARMS_FOLDER, discard_arms, has_finishe
 from weightspace.compare.plan import make_slugs
 from weightspace.compare.records import COMPARE_FILE, now, read_facts
 from weightspace.errors import RunError
+from weightspace.files import JsonObject
 from weightspace.training.environment import machine
-from weightspace.training.files import JsonObject
 from weightspace.training.recipe import Recipe
 
 _SHOWN = 3  # differences named in a refusal; more of them hide the first

@@ -1,19 +1,20 @@
 """Turns a recipe into the list of its jobs. Pure functions: the same recipe always gives the same plan.
 
-The protocol: every tuned arm tries the same trials on the same tuning seeds, judged on a held-out part of the training
-set; the best trial's settings are then trained on the whole training set with seeds 0 .. n-1, the same for every arm,
-and judged on the test set. An arm with `tune: false` uses the recipe's own settings and has only the final stage.
+The protocol: every tuned arm tries as many trials on the same tuning seeds, with the same values of what all arms tune,
+judged on a held-out part of the training set; the best trial's settings are then trained on the whole
+training set with seeds 0 .. n-1, the same for every arm, and judged on the test set. An arm with `tune: false` uses the
+recipe's own settings and has only the final stage.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from weightspace.compare.trials import Trial, make_trials
+from weightspace.compare.trials import Trial, make_trials, own_trials
 from weightspace.errors import RecipeError
 from weightspace.training.recipe import CompareSettings, Recipe
 
@@ -27,13 +28,19 @@ _SHARED_DATA = ("name", "root", "train_size", "test_size")  # what decides the i
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: its name, folder name, position in the recipe, and the recipe it trains before tuned values are set."""
+    """One arm: its name, folder name, position in the recipe, and the recipe it trains before tuned values are set.
+
+    `trials` are the settings it tries, those that it alone tunes (`own_paths`) included; none for an arm that is not
+    tuned.
+    """
 
     name: str
     slug: str
     index: int
     tuned: bool
     recipe: Recipe
+    trials: tuple[Trial, ...] = ()
+    own_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's arms, trials and seeds. `tuning_jobs` and `final_jobs` list its runs."""
+    """A recipe's arms, trials and seeds. `tuning_jobs` and `final_jobs` list its runs.
+
+    `trials` hold what all tuned arms share; what an arm tries is `Arm.trials`.
+    """
 
     recipe: Recipe
     settings: CompareSettings
@@ -116,7 +126,7 @@ def make_plan(recipe: Recipe, slugs: Mapping[str, str] | None = None) -> Plan:
     recipes = {name: recipe.for_arm(name) for name in settings.arms}
     tuned = [recipes[name] for name, arm in settings.arms.items() if arm.tune]
     trials = make_trials(settings.tune, tuned)
-    _refuse_tuned_data(trials)
+    _refuse_tuned_data("compare.tune", trials[0].settings if trials else {})
     folders = make_slugs(settings.arms, slugs)
     arms: list[Arm] = []
     for index, (name, arm) in enumerate(settings.arms.items()):
@@ -128,21 +138,21 @@ def make_plan(recipe: Recipe, slugs: Mapping[str, str] | None = None) -> Plan:
                 f"arm '{name}' sets {overwritten[0]}, which tuning would overwrite; "
                 f"give the arm `tune: false` or leave {overwritten[0]} out of its `set`"
             )
-        arms.append(Arm(name, folders[name], index, is_tuned, recipes[name]))
+        _refuse_tuned_data(f"compare.arms.{name}.ranges", arm.ranges)
+        own = own_trials(trials, arm.ranges, recipes[name]) if is_tuned else ()
+        arms.append(Arm(name, folders[name], index, is_tuned, recipes[name], own, tuple(arm.ranges)))
     tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + (settings.tune.seeds if settings.tune else 0))
     return Plan(recipe, settings, tuple(arms), trials, tuple(tuning_seeds), tuple(range(settings.seeds)))
 
 
 def tuning_jobs(plan: Plan, arm: Arm) -> tuple[Job, ...]:
     """Every tuning run of one arm: trials x tuning seeds; none for an arm that is not tuned."""
-    if not arm.tuned:
-        return ()
     return tuple(
         Job(
             *(arm.name, arm.slug, "tune", trial.number, seed, arm.recipe.with_overrides(trial.settings)),
             order=(0, seed, trial.number, arm.index),
         )
-        for trial in plan.trials
+        for trial in arm.trials
         for seed in plan.tuning_seeds
     )
 
@@ -186,11 +196,10 @@ def make_slugs(names: Iterable[str], known: Mapping[str, str] | None = None) -> 
     return slugs
 
 
-def _refuse_tuned_data(trials: Sequence[Trial]) -> None:
-    paths = trials[0].settings if trials else {}
+def _refuse_tuned_data(key: str, paths: Iterable[str]) -> None:
     for path in paths:
         if path == "data" or path.removeprefix("data.") in _SHARED_DATA:
-            raise RecipeError(f"compare.tune sets {path}, but all runs share their images; leave it out")
+            raise RecipeError(f"{key} sets {path}, but all runs share their images; leave it out")
 
 
 def _refuse_other_data(name: str, arm: Recipe, base: Recipe) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from weightspace.compare.plan import Job, make_slugs
 from weightspace.errors import RecipeError, RunError
-from weightspace.training.files import JsonObject, read_json
+from weightspace.files import JsonObject, read_json
 from weightspace.training.recipe import Recipe, run_fingerprint
 
 COMPARE_FILE = "compare.json"

@@ -17,7 +17,7 @@ from weightspace.compare.records import COMPARE_FILE, accuracy_of, chance_of, lo
 from weightspace.compare.statistics import Estimate, holm, mean_interval, paired_difference
 from weightspace.compare.trials import Choice, choose, value_at
 from weightspace.errors import RunError
-from weightspace.training.files import JsonObject
+from weightspace.files import JsonObject
 from weightspace.training.recipe import Recipe
 
 __all__ = ["COMPARE_FILE", "ArmResult", "Comparison", "TrialResult", "read_comparison", "tuning_choice", "value_at"]
@@ -138,16 +138,16 @@ def tuning_choice(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> tuple[C
         if result is not None and job.trial is not None:
             by_trial.setdefault(job.trial, []).append(result)
     complete: list[TrialResult] = []
-    for trial in plan.trials if arm.tuned else ():
+    for trial in arm.trials:
         results = by_trial.get(trial.number, [])
         if len(results) == len(plan.tuning_seeds):
             accuracy = statistics.fmean(accuracy_of(result, chance) for result in results)
             loss = statistics.fmean(loss_of(result) for result in results)
             diverged = sum(result["status"] == "diverged" for result in results)
             complete.append(TrialResult(trial.number, trial.settings, accuracy, loss, diverged))
-    if not complete or len(complete) < len(plan.trials):
+    if not complete or len(complete) < len(arm.trials):
         return None, tuple(complete)
-    return choose(plan.trials, [(trial.accuracy, trial.loss) for trial in complete]), tuple(complete)
+    return choose(arm.trials, [(trial.accuracy, trial.loss) for trial in complete]), tuple(complete)
 
 
 def _read_arm(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> ArmResult:

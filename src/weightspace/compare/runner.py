@@ -31,8 +31,8 @@ from weightspace.compare.worker import (
     do_job,
 )
 from weightspace.errors import RunError
+from weightspace.files import JsonObject, write_json_atomically, write_text_atomically
 from weightspace.training.environment import usable_cores, versions
-from weightspace.training.files import JsonObject, write_json_atomically, write_text_atomically
 from weightspace.training.lock import locked
 from weightspace.training.loop import train_run
 from weightspace.training.recipe import Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.text import Text
 
 from weightspace.compare.notes import (
     NO_VALUE,
+    OWN_SETTINGS,
+    own_heading,
     p_text,
     path_words,
     settings_text,
@@ -21,7 +24,7 @@ from weightspace.compare.notes import (
 from weightspace.compare.results import ArmResult, Comparison, read_comparison
 from weightspace.compare.statistics import Estimate
 from weightspace.compare.verdict import verdict, warnings
-from weightspace.training.files import write_json_atomically, write_text_atomically
+from weightspace.files import write_json_atomically, write_text_atomically
 
 TABLE_JSON = "table.json"
 TABLE_MARKDOWN = "table.md"
@@ -72,8 +75,10 @@ def table_columns(comparison: Comparison) -> list[str]:
     paths = tuned_paths(comparison)
     settings = path_words(paths[0]) if len(paths) == 1 else "settings"
     level = f"{100 * comparison.level:g}% interval"
+    own = own_heading(comparison)
     return [
-        *("arm", settings, "test accuracy, %", f"accuracy, {level}", "n", "difference, points"),
+        *("arm", settings, *([own] if own else ())),
+        *("test accuracy, %", f"accuracy, {level}", "n", "difference, points"),
         *(f"difference, {level}", "p (Holm)", "diverged", "ms/step", "time ratio"),
     ]
 
@@ -82,10 +87,13 @@ def table_row(arm: ArmResult, comparison: Comparison) -> list[str]:
     """One arm's cells as text."""
     is_baseline = arm is comparison.baseline
     seconds, ratio = arm.seconds_per_step, arm.time_ratio
-    edge = " *" if arm.choice is not None and arm.choice.edge else ""
+    own = arm.arm.own_paths
+    heading = own_heading(comparison)
+    shared = [path for path in arm.settings if path not in own]
     return [
         arm.arm.name,
-        (settings_text(arm.settings) + edge) if arm.settings else NO_VALUE,
+        _settings_cell(arm, shared),
+        *([_settings_cell(arm, own, named=heading == OWN_SETTINGS)] if heading else ()),
         f"{100 * arm.estimate.mean:.2f}" if arm.estimate is not None else NO_VALUE,
         _interval(arm.estimate, "{:.2f}"),
         str(len(arm.accuracy)),
@@ -145,6 +153,7 @@ def _arm_values(arm: ArmResult) -> dict[str, Any]:
         "name": arm.arm.name,
         "slug": arm.arm.slug,
         "tuned": arm.arm.tuned,
+        "own_paths": list(arm.arm.own_paths),
         "settings": dict(arm.settings),
         "edge": list(arm.choice.edge) if arm.choice is not None else [],
         "validation_accuracy": arm.choice.score if arm.choice is not None else None,
@@ -158,6 +167,13 @@ def _arm_values(arm: ArmResult) -> dict[str, Any]:
         "seconds_per_step": arm.seconds_per_step,
         "time_ratio": arm.time_ratio,
     }
+
+
+def _settings_cell(arm: ArmResult, paths: Sequence[str], *, named: bool = False) -> str:
+    """Values of some tuned paths, starred where one is the smallest or largest tried."""
+    settings = {path: arm.settings[path] for path in paths if path in arm.settings}
+    edge = " *" if arm.choice is not None and set(arm.choice.edge) & set(settings) else ""
+    return settings_text(settings, named=named) + edge if settings else NO_VALUE
 
 
 def _interval(estimate: Estimate | None, form: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from weightspace.training.recipe import Recipe, TuneSettings
 
-_DRAW_SEED = 0
+_DRAW_SEED = 0  # of the draws that all arms share; those of an arm's own ranges have the seeds after it
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,42 @@ def make_trials(tune: TuneSettings | None, recipes: Sequence[Recipe] = ()) -> tu
         draws = {path: log_uniform(generator, low, high) for path, (low, high) in search.ranges.items()}
         trials.append(Trial(number, {path: round(x) if path in whole else x for path, x in draws.items()}))
     return tuple(trials)
+
+
+def own_trials(shared: Sequence[Trial], ranges: Mapping[str, tuple[float, float]], recipe: Recipe) -> tuple[Trial, ...]:
+    """The shared trials with an arm's own settings added: as many trials, and the shared draws untouched.
+
+    With few trials, independent draws would leave wide gaps in a range of decades. So each of as many equal parts (in
+    the logarithm) as there are trials is drawn in once, in random order. The first range of every arm has the same
+    draws relative to its ends, and so have the second ones: no arm's method is luckier than another's.
+
+    Args:
+        shared: What `make_trials` gives.
+        ranges: The arm's `ranges`.
+        recipe: What the arm trains; decides which draws are whole numbers, as in `make_trials`.
+
+    >>> from weightspace.training.recipe import load_recipe
+    >>> shared = [Trial(0, {"train.optimizer.lr": 0.1}), Trial(1, {"train.optimizer.lr": 0.2})]
+    >>> trials = own_trials(shared, {"train.clip_norm": (1e-2, 1.0)}, load_recipe("quickstart"))
+    >>> [trial.settings["train.optimizer.lr"] for trial in trials]
+    [0.1, 0.2]
+    >>> low, high = sorted(trial.settings["train.clip_norm"] for trial in trials)
+    >>> 0.01 <= low <= 0.1 <= high <= 1.0
+    True
+    """
+    columns: dict[str, list[float]] = {}
+    for place, (path, (low, high)) in enumerate(ranges.items(), start=1):
+        generator = random.Random(_DRAW_SEED + place)
+        parts = list(range(len(shared)))
+        generator.shuffle(parts)
+        ratio = math.log(high / low) / max(1, len(shared))
+        ends = [(low * math.exp(ratio * part), low * math.exp(ratio * (part + 1))) for part in parts]
+        draws = [min(max(log_uniform(generator, *end), low), high) for end in ends]
+        columns[path] = [round(x) for x in draws] if _is_whole(path, (low, high), [recipe]) else draws
+    return tuple(
+        Trial(trial.number, {**trial.settings, **{path: draws[index] for path, draws in columns.items()}})
+        for index, trial in enumerate(shared)
+    )
 
 
 def log_uniform(generator: random.Random, low: float, high: float) -> float:

@@ -22,8 +22,8 @@ from weightspace.compare.directory import set_aside
 from weightspace.compare.plan import HOLD_OUT_SEED, Job
 from weightspace.compare.records import finished_run, read_result
 from weightspace.errors import RunError, WeightspaceError
+from weightspace.files import JsonObject, reason_of
 from weightspace.training.data import ImageData
-from weightspace.training.files import JsonObject, reason_of
 from weightspace.training.recipe import Recipe
 
 TrainFunction = Callable[..., JsonObject]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from weightspace.compare.plan import final_jobs
 from weightspace.compare.results import ArmResult, Comparison
 from weightspace.errors import RunError
-from weightspace.training.files import JsonObject
+from weightspace.files import JsonObject
 from weightspace.training.json_lines import read_whole_lines
 
 METRICS_FILE = "metrics.jsonl"

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from weightspace.compare.results import ArmResult, Comparison
 from weightspace.compare.statistics import mean_interval
 from weightspace.compare.verdict import path_words
-from weightspace.report.collect import Curve
-from weightspace.report.style import (
+from weightspace.figures import (
     BASELINE_COLOR,
     color_of,
     label_lines,
@@ -25,8 +24,11 @@ from weightspace.report.style import (
     robust_limits,
     shortened,
 )
+from weightspace.report.collect import Curve
 
 _ZOOM_FROM = 4  # epochs; fewer fit into one panel
+_MOST_TICKS = 7
+_WIDE = 300  # largest over smallest value, from which a tick a decade is enough
 _FEW = 5  # arms; with more, the bands lie on each other and only the means set the limits
 
 
@@ -94,39 +96,52 @@ def tuning_figure(comparison: Comparison) -> Figure | None:
     arms = [arm for arm in comparison.arms if arm.trials]
     if not arms:
         return None
-    paths = list(comparison.plan.trials[0].settings)
+    paths = list(dict.fromkeys(path for arm in arms for path in arm.arm.trials[0].settings))
     figure = new_figure(max(3.6, 1.2 + 0.2 * len(arms)) * len(paths))
     for panel, path in zip(np.atleast_1d(figure.subplots(len(paths), 1)), paths, strict=True):
-        tried = sorted({trial.settings[path] for trial in comparison.plan.trials}, key=_sorting)
-        numeric = all(_is_number(value) and value > 0 for value in tried)
-        place = {repr(value): float(value) if numeric else float(i) for i, value in enumerate(tried)}
-        ends: list[float] = []
-        for arm in arms:
-            baseline = arm is comparison.baseline
-            best = _best_at(arm, path)
-            x = [place[key] for key in sorted(best, key=lambda key: place[key])]
-            y = [100 * best[key] for key in sorted(best, key=lambda key: place[key])]
-            color = color_of(arm.arm.index, baseline=baseline)
-            marker = marker_of(arm.arm.index, baseline=baseline)
-            line = line_of(arm.arm.index, baseline=baseline)
-            width = 2.2 if baseline else 1.3
-            panel.plot(x, y, color=color, linestyle=line, linewidth=width, marker=marker, markersize=4, mfc="white")
-            if arm.choice is not None:
-                chosen = place[repr(arm.choice.trial.settings[path])]
-                panel.plot([chosen], [100 * arm.choice.score], color=color, marker=marker, markersize=7, zorder=5)
-            ends.append(y[-1])
-        if numeric:
-            panel.set_xscale("log")
+        _tuning_panel(panel, path, comparison, [arm for arm in arms if path in arm.arm.trials[0].settings])
+    return figure
+
+
+def _tuning_panel(panel: Axes, path: str, comparison: Comparison, arms: Sequence[ArmResult]) -> None:
+    """Accuracy against the values of one path, of the arms that tune it."""
+    tried = sorted({trial.settings[path] for arm in arms for trial in arm.arm.trials}, key=_sorting)
+    numeric = all(_is_number(value) and value > 0 for value in tried)
+    place = {repr(value): float(value) if numeric else float(i) for i, value in enumerate(tried)}
+    ends: list[float] = []
+    for arm in arms:
+        baseline = arm is comparison.baseline
+        best = _best_at(arm, path)
+        x = [place[key] for key in sorted(best, key=lambda key: place[key])]
+        y = [100 * best[key] for key in sorted(best, key=lambda key: place[key])]
+        color = color_of(arm.arm.index, baseline=baseline)
+        marker = marker_of(arm.arm.index, baseline=baseline)
+        line = line_of(arm.arm.index, baseline=baseline)
+        width = 2.2 if baseline else 1.3
+        if _is_scattered(arm, comparison):
+            width = 0.4
+        panel.plot(x, y, color=color, linestyle=line, linewidth=width, marker=marker, markersize=4, mfc="white")
+        if arm.choice is not None:
+            chosen = place[repr(arm.choice.trial.settings[path])]
+            panel.plot([chosen], [100 * arm.choice.score], color=color, marker=marker, markersize=7, zorder=5)
+        ends.append(y[-1])
+    if numeric:
+        panel.set_xscale("log")
+    if numeric and len(tried) > _MOST_TICKS:  # more numbers than that would lie on each other
+        wide = max(place.values()) > _WIDE * min(place.values())
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    else:
         panel.xaxis.set_major_locator(FixedLocator([place[repr(value)] for value in tried]))
         panel.xaxis.set_minor_locator(NullLocator())
         names = {place[repr(value)]: f"{value:g}" if _is_number(value) else str(value) for value in tried}
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda v, _, names=names: names.get(v, f"{v:g}")))
-        panel.set_xlabel(f"{path_words(path)} ({path})")
-        panel.set_ylabel("validation accuracy, %")
-        panel.set_ylim(*robust_limits([100 * trial.accuracy for arm in arms for trial in arm.trials]))
-        panel.margins(x=0.03)
-        label_lines(panel, ends, [_label(arm, comparison) for arm in arms], _looks(arms, comparison))
-    return figure
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names.get(v, f"{v:g}")))
+    panel.set_xlabel(f"{path_words(path)} ({path})")
+    panel.set_ylabel("validation accuracy, %")
+    panel.set_ylim(*robust_limits([100 * trial.accuracy for arm in arms for trial in arm.trials]))
+    panel.margins(x=0.03)
+    label_lines(panel, ends, [_label(arm, comparison) for arm in arms], _looks(arms, comparison))
 
 
 def single_run_figure(curve: Curve) -> Figure | None:
@@ -170,6 +185,12 @@ def _band(
 def _zoom_start(last: int) -> int:
     """First epoch of the enlarged panel: the last third of the run, at least three points."""
     return max(1, min(last - 2, math.ceil(last * 2 / 3)))
+
+
+def _is_scattered(arm: ArmResult, comparison: Comparison) -> bool:
+    """Whether neighbors along one path differ in other tuned values too, so that a line between them means little."""
+    tune = comparison.plan.settings.tune
+    return tune is not None and tune.grid is None and len(arm.arm.trials[0].settings) > 1
 
 
 def _best_at(arm: ArmResult, path: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from weightspace.compare.notes import p_text
 from weightspace.compare.results import ArmResult, Comparison
 from weightspace.compare.statistics import Estimate
-from weightspace.report.style import MUTED, color_of, new_figure, robust_limits, shortened
+from weightspace.figures import MUTED, color_of, new_figure, robust_limits, shortened
 
 _ROW = 0.30  # inches
 

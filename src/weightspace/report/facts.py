@@ -11,8 +11,8 @@ import yaml
 
 from weightspace.compare.notes import settings_text
 from weightspace.compare.results import ArmResult, Comparison, value_at
+from weightspace.files import JsonObject
 from weightspace.report.collect import Curve, LayerTable, number_of
-from weightspace.training.files import JsonObject
 
 
 def arm_settings(comparison: Comparison, arm: ArmResult) -> dict[str, str]:

@@ -17,17 +17,17 @@ from weightspace.compare.results import COMPARE_FILE, Comparison, read_compariso
 from weightspace.compare.table import table_columns, table_row
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.errors import RunError
+from weightspace.figures import STYLE, save_figure
+from weightspace.files import JsonObject, read_json, reason_of, write_text_atomically
 from weightspace.report.collect import METRICS_FILE, LayerTable, arm_curves, arm_layers, read_curve, read_layers
 from weightspace.report.curves import accuracy_figure, single_run_figure, tuning_figure
 from weightspace.report.effects import difference_figure, seeds_figure
 from weightspace.report.facts import arm_settings, facts_of, layer_rows, recipe_of, run_summary
 from weightspace.report.layers import layers_figure
-from weightspace.report.style import STYLE, save_figure
-from weightspace.training.files import JsonObject, read_json, reason_of, write_text_atomically
+from weightspace.training.logs import RUN_FILE
 
 REPORT_FILE = "report.html"
 PLOTS_FOLDER = "plots"
-RUN_FILE = "run.json"
 _TEMPLATE = "page.html.j2"
 
 

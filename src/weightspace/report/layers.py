@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from weightspace.figures import new_figure, shortened
 from weightspace.report.collect import LayerTable
-from weightspace.report.style import new_figure, shortened
 
 Quantity = Literal["rho", "shrinkage"]
 

@@ -19,11 +19,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from weightspace.errors import RunError
-from weightspace.training.files import write_bytes_atomically
+from weightspace.files import write_bytes_atomically
 
 _FORMAT = "weightspace-checkpoint-2"
 _NAME = re.compile(r"^checkpoint-(\d{9})\.safetensors$")
 _KEPT = 2
+_DAMAGE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError)  # what a bad file raises
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fingerprint: str) -> Path:
@@ -50,7 +51,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, finger
         # Not save_file: it makes temporary files of its own, which a killed process leaves behind.
         write_bytes_atomically(path, save(tensors, metadata=header))
     except RunError as error:
-        kept = next(_checkpoints(folder), None)
+        kept = newest_checkpoint(folder)
         stays = f"{kept.name} stays, so --resume goes on from there" if kept is not None else "nothing is saved yet"
         raise RunError(f"{error}; {stays}") from error
     for old in list(_checkpoints(folder))[_KEPT:]:
@@ -78,7 +79,7 @@ def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
         try:
             header, tensors = _read(path)
             state = _unpack(json.loads(header["tree"]), tensors)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        except _DAMAGE as error:
             warnings.warn(f"{path} is damaged ({error}); trying the checkpoint before it", RuntimeWarning, stacklevel=2)
             continue
         if header["fingerprint"] != fingerprint:
@@ -92,9 +93,33 @@ def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
     return None
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint file in a folder, good or damaged; None if there is none."""
+    return next(_checkpoints(folder), None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint file, of whatever run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state as saved, tensors on the CPU.
+
+    Raises:
+        RunError: It is damaged, missing or no checkpoint.
+    """
+    try:
+        header, tensors = _read(path)
+        return cast("dict[str, Any]", _unpack(json.loads(header["tree"]), tensors))
+    except _DAMAGE as error:
+        raise RunError(f"{path} is no whole checkpoint ({error})") from error
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint, good or damaged."""
-    return next(_checkpoints(folder), None) is not None
+    return newest_checkpoint(folder) is not None
 
 
 def delete_checkpoints(folder: Path) -> None:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, cast, final
 
 from weightspace.errors import RunError
-from weightspace.training.files import JsonObject, finite, reason_of, write_text_atomically
+from weightspace.files import JsonObject, finite, reason_of, write_text_atomically
 
 
 @final

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weightspace.errors import RunError
-from weightspace.training.files import ensure_writable_folder, reason_of
+from weightspace.files import ensure_writable_folder, reason_of
 
 LOCK_FILE = ".lock"
 

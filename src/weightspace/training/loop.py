@@ -14,9 +14,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from weightspace.errors import RunError
-from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
-from weightspace.training.data import ImageData
-from weightspace.training.files import (
+from weightspace.files import (
     JsonObject,
     delete_leftovers,
     ensure_writable_folder,
@@ -25,9 +23,11 @@ from weightspace.training.files import (
     write_bytes_atomically,
     write_json_atomically,
 )
+from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
+from weightspace.training.data import ImageData
 from weightspace.training.interrupt import stop_requests
 from weightspace.training.json_lines import keep_first_records
-from weightspace.training.logs import METRICS_FILE, RunLog, delete_curves
+from weightspace.training.logs import METRICS_FILE, RUN_FILE, RunLog, delete_curves
 from weightspace.training.recipe import Recipe, run_fingerprint
 from weightspace.training.reproducible import reproducible
 from weightspace.training.session import Session, open_session
@@ -35,7 +35,7 @@ from weightspace.training.steps import ProgressCallback, TrainingLoop
 
 RESULT_FILE = "result.json"
 WEIGHTS_FILE = "model.safetensors"
-_WRITTEN = (RESULT_FILE, METRICS_FILE, WEIGHTS_FILE, "run.json", "checkpoint-*")
+_WRITTEN = (RESULT_FILE, METRICS_FILE, WEIGHTS_FILE, RUN_FILE, "checkpoint-*")
 
 
 def train_run(

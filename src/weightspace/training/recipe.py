@@ -134,7 +134,7 @@ class Recipe(Settings):
         return [make_rule(entry["rule"], **rule_options(entry)) for entry in self.rules]
 
     def check_arms(self, source: str) -> None:
-        """Try every arm with every tuned value (or the ends of its range), so a mistake shows before hours of training.
+        """Try every arm with every tuned value (or the ends of its ranges): a mistake shows before hours of training.
 
         Args:
             source: Named first in errors.
@@ -150,12 +150,13 @@ class Recipe(Settings):
             tried = {**tune.grid} if tune.grid is not None else {**tune.random.ranges} if tune.random else {}
         for name, arm in self.compare.arms.items():
             recipe = self.for_arm(name)
-            for path, values in tried.items() if arm.tune else ():
+            for path, values in {**tried, **arm.ranges}.items() if arm.tune else ():
                 for value in values:
                     try:
                         recipe.with_overrides({path: value})
                     except RecipeError as error:
-                        raise RecipeError(f"{source}: compare.tune cannot set {path}={value!r}: {error}") from error
+                        key = f"compare.arms.{name}.ranges" if path in arm.ranges else "compare.tune"
+                        raise RecipeError(f"{source}: {key} cannot set {path}={value!r}: {error}") from error
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from weightspace.training.recipe_checks import check_augment, check_data, check_model, check_optimizer, check_rule
 
@@ -13,9 +13,19 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true",
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
-Bound = Annotated[int, Field(gt=0, strict=True)] | Positive  # a range between whole numbers stays one
+Bound = Annotated[Annotated[int, Field(strict=True)] | Number, Field(gt=0)]  # a range between whole numbers stays one
 Flag = Annotated[bool, Field(strict=True)]
 RuleEntry = dict[str, Any]
+
+
+def _ordered(ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    for path, (low, high) in ranges.items():
+        if low >= high:
+            raise ValueError(f"the range of '{path}' should go up, but {low:g} is not below {high:g}")
+    return ranges
+
+
+Ranges = Annotated[dict[str, tuple[Bound, Bound]], AfterValidator(_ordered)]  # dotted path to both ends
 
 
 class Settings(BaseModel):
@@ -121,15 +131,7 @@ class RandomSearch(Settings):
     """Random search, log-uniform in each range, the same draws for every arm: `compare.tune.random:`."""
 
     trials: PositiveInt
-    ranges: Annotated[dict[str, tuple[Bound, Bound]], Field(min_length=1)]
-
-    @field_validator("ranges")
-    @classmethod
-    def _ordered(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        for path, (low, high) in ranges.items():
-            if low >= high:
-                raise ValueError(f"the range of '{path}' should go up, but {low:g} is not below {high:g}")
-        return ranges
+    ranges: Annotated[Ranges, Field(min_length=1)]
 
 
 class TuneSettings(Settings):
@@ -150,12 +152,14 @@ class TuneSettings(Settings):
 class ArmSettings(Settings):
     """One arm of a comparison: `compare.arms.<name>:`.
 
-    `rules` None keeps the recipe's rules. `set` holds dotted overrides of the recipe for this arm.
+    `rules` None keeps the recipe's rules. `set` holds dotted overrides of the recipe for this arm. `ranges` are
+    settings that random search draws for this arm alone, within the same number of trials.
     """
 
     tune: Flag = True
     rules: tuple[RuleEntry, ...] | None = None
     set: dict[str, Any] = Field(default_factory=dict[str, Any])
+    ranges: Ranges = Field(default_factory=dict[str, tuple[float, float]])
 
     @field_validator("rules")
     @classmethod
@@ -163,6 +167,15 @@ class ArmSettings(Settings):
         for entry in rules or ():
             check_rule(entry)
         return rules
+
+    @model_validator(mode="after")
+    def _ranges_are_tuned(self) -> ArmSettings:
+        if self.ranges and not self.tune:
+            raise ValueError("an arm with tune: false has no trials for its ranges; leave out one of the two")
+        for path in self.ranges:
+            if path in self.set:
+                raise ValueError(f"ranges and set both have '{path}'; tuning would overwrite it, leave out one of them")
+        return self
 
 
 class CompareSettings(Settings):
@@ -178,4 +191,15 @@ class CompareSettings(Settings):
     def _baseline_is_an_arm(self) -> CompareSettings:
         if self.baseline not in self.arms:
             raise ValueError(f"the baseline '{self.baseline}' is not one of the arms: {', '.join(self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _own_ranges_fit_the_search(self) -> CompareSettings:
+        search = self.tune.random if self.tune is not None else None
+        for name, arm in self.arms.items():
+            if arm.ranges and search is None:
+                raise ValueError(f"arm '{name}' has ranges, which only random search draws; add tune.random")
+            for path in arm.ranges:
+                if search is not None and path in search.ranges:
+                    raise ValueError(f"arm '{name}' has a range for '{path}', which tune.random draws for every arm")
         return self

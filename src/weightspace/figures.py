@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from weightspace.training.files import replacing
+from weightspace.files import replacing
 
 WIDTH = 9.0  # inches; shown at 900 px, so 9 pt text is 12 px
 _DPI = 160

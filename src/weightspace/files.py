@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, read with a clear error when damaged.
+"""Files: written whole or not at all, read with a clear error when damaged.
 
 A file goes to a temporary name in the same folder and is renamed over the old one, so a reader sees the old content or
 the new, never half of it. `json_lines.py` has the one file that grows.
