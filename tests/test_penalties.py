@@ -25,7 +25,7 @@ from weightspace.penalties import (
     SmallestSingularValue,
     SoftOrthogonality,
 )
-from weightspace.penalties._spectra import torus
+from weightspace.operators.geometry import torus
 
 TERMS = [
     GramSpectralNorm(alpha=0.7),

@@ -11,7 +11,8 @@
 
 from importlib.metadata import version
 
-from weightspace import errors, kernels, metrics, on, operators, optim, penalties, registry
+from weightspace import errors, inspection, kernels, metrics, on, operators, optim, penalties, registry
+from weightspace.inspection import inspect, jacobian_singular_values
 from weightspace.operators import extreme_singular_values, norm_bound, singular_value_moments, singular_values
 from weightspace.optim import Rules, attach
 
@@ -22,6 +23,9 @@ __all__ = [
     "attach",
     "errors",
     "extreme_singular_values",
+    "inspect",
+    "inspection",
+    "jacobian_singular_values",
     "kernels",
     "metrics",
     "norm_bound",

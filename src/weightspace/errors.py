@@ -54,6 +54,10 @@ class OperatorError(WeightspaceError, ValueError):
     """A layer is no linear map that can be analyzed, or a question is too large for the exact method."""
 
 
+class InspectionError(WeightspaceError, ValueError):
+    """A model cannot be inspected as asked: its forward pass fails, it is lazy, or a report cannot be made."""
+
+
 def nearest(name: object, known: Iterable[str], phrase: str = "; the nearest is {!r}") -> str:
     """The known name most like `name`, as a phrase for the end of an error sentence; letter case does not count.
 

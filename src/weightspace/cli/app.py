@@ -9,7 +9,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from weightspace.cli import compare, report, show, train
+from weightspace.cli import compare, inspect, report, show, train
 from weightspace.cli.console import print_error, print_warning
 from weightspace.errors import WeightspaceError
 from weightspace.training.interrupt import INTERRUPTED
@@ -73,6 +73,7 @@ app.command("train")(with_exit_codes(train.train))
 app.command("report")(with_exit_codes(report.report))
 app.command("recipes")(with_exit_codes(show.recipes))
 app.command("show")(with_exit_codes(show.show))
+app.command("inspect")(with_exit_codes(inspect.inspect))
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

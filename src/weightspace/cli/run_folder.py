@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from weightspace.cli.console import print_note
 from weightspace.errors import RunError
-from weightspace.training.files import JsonObject, read_json
+from weightspace.files import JsonObject, read_json
+from weightspace.training.logs import RUN_FILE
 from weightspace.training.recipe import Recipe, run_fingerprint
 
-RUN_FILE = "run.json"
 _DECISIVE = ("data", "model", "train", "rules")
 _SHOWN = 3  # differences named in a refusal; more of them hide the first
 

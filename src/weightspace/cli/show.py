@@ -64,24 +64,14 @@ def show(
 
 def _print_routing(recipe: Recipe) -> None:
     """Print which rule acts on which parameter, or why that is not known here."""
+    from weightspace.training.trained import image_shape
+
     try:
-        shape = _image_shape(recipe)
+        shape = image_shape(recipe)
     except DataError as error:
         print_note(f"which parameters the rules act on depends on the images, which are not here: {error}")
         return
     stdout().print(_routing(recipe, shape))
-
-
-def _image_shape(recipe: Recipe) -> dict[str, int]:
-    """What the model needs to know of the images. Published data sets need not be there for that."""
-    from weightspace.training.data import DATASETS, load_data
-
-    info = DATASETS[recipe.data.name]
-    if info.shape is not None and info.class_names:
-        channels, _, size = info.shape
-        return {"in_channels": channels, "image_size": size, "num_classes": len(info.class_names)}
-    data = load_data(info.name, root=recipe.data.root, download=False)
-    return {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
 
 
 def _routing(recipe: Recipe, shape: dict[str, int]) -> ConsoleRenderable | RichCast:

@@ -23,8 +23,8 @@ from weightspace.cli.options import (
 )
 from weightspace.cli.run_folder import RUN_FILE, finished_or_refused, look
 from weightspace.errors import RunError
+from weightspace.files import JsonObject, write_json_atomically
 from weightspace.training.checkpoint import has_checkpoint
-from weightspace.training.files import JsonObject, write_json_atomically
 from weightspace.training.interrupt import INTERRUPTED, Interrupted
 from weightspace.training.lock import locked
 from weightspace.training.recipe import Recipe, run_fingerprint

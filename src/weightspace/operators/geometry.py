@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from weightspace.errors import OperatorError
@@ -165,3 +166,20 @@ class ConvGeometry:
     def with_input_size(self, input_size: tuple[int, ...]) -> ConvGeometry:
         """The same layer on inputs of another size."""
         return replace(self, input_size=input_size)
+
+
+@lru_cache(maxsize=256)
+def torus(geometry: ConvGeometry) -> ConvGeometry:
+    """The circular counterpart, on inputs of the next size that the stride divides; itself if it is one already.
+
+    Example:
+        >>> odd = ConvGeometry(1, 1, (7,), (3,), (2,), (1,), ((1, 1),))
+        >>> torus(odd).input_size, torus(odd).padding_mode
+        ((8,), 'circular')
+    """
+    if geometry.is_block_circulant():
+        return geometry
+    sizes = tuple(-(-n // s) * s for n, s in zip(geometry.input_size, geometry.stride, strict=True))
+    # Other padding may not fit the rounded size; what counts on a torus is the number of windows only.
+    wide = tuple((geometry.reach(axis), geometry.reach(axis)) for axis in range(geometry.dimensions))
+    return replace(geometry, input_size=sizes, padding_mode="circular", padding=wide).circular()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -19,6 +19,7 @@ from weightspace.errors import OperatorError
 from weightspace.operators import ConvGeometry, ConvOperator
 from weightspace.operators._numerics import compute_dtype
 from weightspace.operators._parallel import workers
+from weightspace.operators.geometry import torus
 from weightspace.operators.spectrum import LARGEST_MATRIX
 from weightspace.operators.symbol import SymbolGrid, symbol_grid
 
@@ -34,23 +35,6 @@ class Sample:
 
     count: int
     generator: torch.Generator
-
-
-@lru_cache(maxsize=256)
-def torus(geometry: ConvGeometry) -> ConvGeometry:
-    """The circular counterpart, on inputs of the next size that the stride divides; itself if it is one already.
-
-    Example:
-        >>> odd = ConvGeometry(1, 1, (7,), (3,), (2,), (1,), ((1, 1),))
-        >>> torus(odd).input_size, torus(odd).padding_mode
-        ((8,), 'circular')
-    """
-    if geometry.is_block_circulant():
-        return geometry
-    sizes = tuple(-(-n // s) * s for n, s in zip(geometry.input_size, geometry.stride, strict=True))
-    # Other padding may not fit the rounded size; what counts on a torus is the number of windows only.
-    wide = tuple((geometry.reach(axis), geometry.reach(axis)) for axis in range(geometry.dimensions))
-    return replace(geometry, input_size=sizes, padding_mode="circular", padding=wide).circular()
 
 
 @lru_cache(maxsize=64)

@@ -33,8 +33,9 @@ from weightspace.kernels.options import number_from_zero, positive_number, whole
 from weightspace.operators import ConvOperator
 from weightspace.operators._numerics import compute_dtype
 from weightspace.operators.extremes import stacked_ritz
+from weightspace.operators.geometry import torus
 from weightspace.operators.moments import stacked_moments
-from weightspace.penalties._spectra import on_matrix, torus
+from weightspace.penalties._spectra import on_matrix
 from weightspace.penalties.base import Memory, Penalty, PenaltyPadding
 from weightspace.penalties.spectral import SpectralPenalty
 from weightspace.precision import full_precision

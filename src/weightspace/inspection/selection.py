@@ -1,0 +1,66 @@
+"""Which layers of an inspection get a panel of their own, where there is no room for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from weightspace.inspection.layers import QUANTILES
+from weightspace.inspection.report import Inspection, LayerReport
+
+MOST_PANELS = 24
+
+Selection = tuple[list[LayerReport], list[LayerReport]]
+
+
+def alerted(report: Inspection) -> frozenset[str]:
+    """Names of the layers with an alert."""
+    return frozenset(alert.layer for alert in report.alerts if alert.layer is not None)
+
+
+def with_values(report: Inspection) -> Selection:
+    """Layers with a singular value above zero: those that get a histogram, and the rest."""
+    return _selected(report, lambda layer: len(values_of(layer)) > 0 and bool(values_of(layer)[0] > 0))
+
+
+def with_map(report: Inspection) -> Selection:
+    """Layers whose frequency map is known and more than one number: those that get a picture, and the rest."""
+    return _selected(report, lambda layer: map_of(layer).numel() > 1)
+
+
+def values_of(layer: LayerReport) -> torch.Tensor:
+    """The finite singular values that the geometry leaves room for, descending; empty where they are not known."""
+    values = layer.spectrum.values
+    if values is None:
+        return torch.zeros(0, dtype=torch.float64)
+    # Descending: those beyond the rank are zero whatever the weight is.
+    values = values.detach()[: layer.spectrum.rank_bound].to("cpu", torch.float64)
+    return values[values.isfinite()]
+
+
+def quantiles_of(layer: LayerReport) -> tuple[float, ...] | None:
+    """The quantiles `QUANTILES` of `values_of`."""
+    values = values_of(layer).flip(0)
+    return tuple(values[round(q * (len(values) - 1))].item() for q in QUANTILES) if len(values) else None
+
+
+def map_of(layer: LayerReport) -> torch.Tensor:
+    """Largest singular value at every frequency, `(rows, columns)`, float64 on the CPU; empty where it is not known."""
+    grid = layer.spectrum.frequency_map
+    if grid is None or grid.ndim != 2:
+        return torch.zeros(0, 0, dtype=torch.float64)
+    return grid.detach().to("cpu", torch.float64)
+
+
+def _selected(report: Inspection, is_known: Callable[[LayerReport], bool]) -> Selection:
+    """At most `MOST_PANELS` layers, in the order of execution: alerts first, the rest spread over the depth."""
+    names = alerted(report)
+    known = [layer for layer in report.layers if is_known(layer)]
+    urgent = [i for i, layer in enumerate(known) if layer.name in names][:MOST_PANELS]
+    others = sorted(set(range(len(known))) - set(urgent))
+    room = min(MOST_PANELS - len(urgent), len(others))
+    # From the first to the last of the others at equal distances; a single one is the first.
+    spread = [others[round(k * (len(others) - 1) / max(1, room - 1))] for k in range(room)]
+    shown = {*urgent, *spread}
+    return [known[i] for i in sorted(shown)], [layer for i, layer in enumerate(known) if i not in shown]

@@ -1,0 +1,162 @@
+"""A model without its training run: from a recipe fresh, from a run's folder with its weights; and a batch for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from weightspace.errors import DataError, RunError
+from weightspace.files import read_json
+from weightspace.training.checkpoint import newest_checkpoint, read_checkpoint
+from weightspace.training.data import DATASETS, Batches, load_data
+from weightspace.training.logs import RUN_FILE
+from weightspace.training.loop import WEIGHTS_FILE
+from weightspace.training.models import build_model
+from weightspace.training.recipe import Recipe
+from weightspace.training.reproducible import seed_stream
+from weightspace.training.session import load_recipe_data
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model with the recipe that it belongs to.
+
+    Attributes:
+        model: In training mode, on the CPU.
+        recipe: Its recipe.
+        source: Where its weights come from, in words.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledBatch:
+    """Images `(N, C, H, W)`, normalized as in training, and labels `(N,)`; None where the data are not at hand.
+
+    Attributes:
+        images: The images, or noise of mean square one.
+        labels: Their classes; None for noise.
+        source: What it is, in words.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    source: str
+
+
+def image_shape(recipe: Recipe) -> dict[str, int]:
+    """What a recipe's model needs to know of the images. Published data sets need not be there for that.
+
+    Raises:
+        DataError: The data set is a folder of the user's that is not there.
+    """
+    info = DATASETS[recipe.data.name]
+    if info.shape is not None and info.class_names:
+        channels, _, size = info.shape
+        return {"in_channels": channels, "image_size": size, "num_classes": len(info.class_names)}
+    data = load_data(info.name, root=recipe.data.root, download=False)
+    return {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
+
+
+def fresh_model(recipe: Recipe, seed: int = 0) -> Trained:
+    """The recipe's model as a run with this seed starts. Torch's generators are left as they were.
+
+    Raises:
+        DataError: See `image_shape`.
+        RecipeError: The model cannot be built.
+    """
+    with torch.random.fork_rng():
+        seed_stream(seed, "initialization")
+        model = build_model(recipe.model.name, **image_shape(recipe), **recipe.model.options)
+    return Trained(model, recipe, f"a fresh {recipe.model.name} of the recipe {recipe.name}, seed {seed}")
+
+
+def trained_model(path: Path) -> Trained:
+    """The model of a run with its weights.
+
+    Args:
+        path: A run's folder (its `model.safetensors`, else its newest checkpoint), or one of these files in it.
+
+    Raises:
+        RunError: There are no weights, no `run.json` beside them, or they do not fit the recipe's model.
+    """
+    file = path if path.is_file() else _weights_in(path)
+    if not (file.parent / RUN_FILE).exists():
+        raise RunError(
+            f"{file.parent} holds no {RUN_FILE}, so the model of {file.name} is not known; name it as module:factory "
+            "and give the file with --weights"
+        )
+    recorded = read_json(file.parent / RUN_FILE).get("recipe")
+    if not isinstance(recorded, dict):
+        raise RunError(f"{file.parent / RUN_FILE} is damaged: it holds no recipe")
+    recipe = Recipe.from_dict(cast("dict[str, Any]", recorded), source=str(file.parent / RUN_FILE))
+    model = fresh_model(recipe).model
+    load_weights(model, file)
+    return Trained(model, recipe, str(file))
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Puts the weights of a safetensors file, or of a checkpoint of ours, into a model.
+
+    Raises:
+        RunError: The file cannot be read (pickled files never are), or does not fit the model.
+    """
+    state = _state_of(file)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"{file} does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
+
+
+def batch_for(recipe: Recipe, size: int, seed: int = 0) -> LabelledBatch:
+    """The first training images of a run with this seed, not augmented; noise if the data are not at hand.
+
+    Raises:
+        DataError: The shape of the images is not known without them, or there are fewer than `size`.
+    """
+    try:
+        data = load_recipe_data(recipe)
+    except DataError as error:
+        shape = image_shape(recipe)
+        side = shape["image_size"]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn(size, shape["in_channels"], side, side, generator=generator, device="cpu")
+        return LabelledBatch(noise, None, f"{size} images of noise, because the data are not at hand ({error})")
+    batches = Batches(
+        *(data.train_images, data.train_labels), batch_size=size, mean=data.mean, std=data.std, seed=seed, device="cpu"
+    )
+    images, labels = next(iter(batches.epoch(0)))
+    return LabelledBatch(images, labels, f"{size} training images of {data.label}")
+
+
+def _weights_in(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist; give a run's folder, its {WEIGHTS_FILE} or a checkpoint")
+    if (folder / WEIGHTS_FILE).exists():
+        return folder / WEIGHTS_FILE
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        raise RunError(f"{folder} holds neither {WEIGHTS_FILE} nor a checkpoint; give a folder of `weightspace train`")
+    return newest
+
+
+def _state_of(file: Path) -> Mapping[str, Tensor]:
+    if file.name.startswith("checkpoint-"):
+        return cast("Mapping[str, Tensor]", read_checkpoint(file)["model"])
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            return {name: cast("Tensor", opened.get_tensor(name)).clone() for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"cannot read {file} as safetensors ({error}); pickled files are never opened: convert it with "
+            "safetensors.torch.save_file(model.state_dict(), ...)"
+        ) from error
