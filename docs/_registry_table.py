@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from weightspace.registry import REGISTRY
 from weightspace.files import write_text_atomically
+from weightspace.registry import REGISTRY
 
 PAGE = Path(__file__).with_name("how-to-choose.md")
 BEGIN, END = "<!-- registry:begin -->", "<!-- registry:end -->"

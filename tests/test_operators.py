@@ -12,6 +12,7 @@ from torch import nn
 
 from weightspace.errors import OperatorError
 from weightspace.operators import PADDING_MODES, ConvGeometry, ConvOperator, operator_of
+from weightspace.operators.conv import fitting_size
 from weightspace.operators.reference import reference_matrix, reference_singular_values
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -192,3 +193,26 @@ def test_wrong_blocks_and_too_large_matrices_are_refused():
         operator_of(nn.Conv2d(1, 1, 3, 2, 1), 7).circular()
     with pytest.raises(OperatorError, match="its geometry needs"):
         operator.with_weight(torch.zeros(3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 3),
+    padding=st.integers(0, 6),
+    mode=st.sampled_from(PADDING_MODES),
+    least=st.integers(1, 9),
+    transposed=st.booleans(),
+)
+def test_the_fitting_size_of_a_layer_is_accepted(kernel, stride, dilation, padding, mode, least, transposed):
+    options = {"stride": stride, "dilation": dilation, "padding": padding}
+    layer = (
+        nn.ConvTranspose1d(1, 1, kernel, **options)
+        if transposed
+        else nn.Conv1d(1, 1, kernel, padding_mode=mode, **options)
+    )
+    (size,) = fitting_size(layer, least)
+    assert size >= least
+    assert operator_of(layer, size).shape[0] >= 1
+    assert layer(torch.zeros(1, 1, size)).numel() >= 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from weightspace.inspection.limits import Limits
 
 if TYPE_CHECKING:
+    from weightspace.inspection.jacobian import JacobianSpectrum
     from weightspace.inspection.report import LayerReport
 
 MOST_ADVICE = 5
@@ -69,6 +70,7 @@ class Network:
     backward_gain: float | None
     layers: Sequence[LayerReport]
     head: str | None
+    jacobian: JacobianSpectrum | None = None
 
 
 def find_alerts(network: Network, limits: Limits) -> tuple[Alert, ...]:
@@ -120,6 +122,7 @@ def verdict(network: Network, alerts: Sequence[Alert]) -> tuple[str, ...]:
 def _of_network(network: Network, limits: Limits) -> Iterator[Alert]:
     relu = _follows_relu(network.layers)
     target, why = (2.0, "twice, because ReLU-like activations halve the square") if relu else (1.0, "once")
+    yield from _of_jacobian(network.jacobian, limits)
     for label, gain in (("gradient", network.backward_gain), ("signal", network.forward_gain)):
         if gain is None or math.isnan(gain):
             continue
@@ -139,6 +142,25 @@ def _of_network(network: Network, limits: Limits) -> Iterator[Alert]:
                 "nn.init.kaiming_normal_ does that at once, the rule keeps it",
                 2.0 + beyond,
             )
+
+
+def _of_jacobian(jacobian: JacobianSpectrum | None, limits: Limits) -> Iterator[Alert]:
+    """A map that hardly depends on its input, whatever size its activations have (biases can keep that up)."""
+    top = None if jacobian is None else float(jacobian.values[0])
+    if top is None or jacobian is None or not (top > limits.end_to_end or (top < 1 / limits.end_to_end)):
+        return
+    if top < 1 and not jacobian.is_exact:
+        return  # a lower bound says nothing about how small the value is
+    means = "hardly change the output" if top < 1 else "are blown up"
+    yield Alert(
+        None,
+        "jacobian",
+        f"small changes of the input {means}: the largest singular value of the whole map is {top:.2g} (limit "
+        f"{limits.end_to_end:g} either way)",
+        None,
+        "see the depth plot for where that begins",
+        1.0 + abs(math.log10(max(top, 1e-300))) - math.log10(limits.end_to_end),
+    )
 
 
 def _of_weights(layer: LayerReport, limits: Limits) -> Iterator[Alert]:
@@ -279,10 +301,12 @@ def _culprits(layers: Sequence[LayerReport], key: str, gain: float) -> str:
     if not side:
         return "; no single layer, what lies between them does it"
     side.sort(key=lambda g: -abs(g[0]))
-    named = ", ".join(f"{name} ({10**log:.2g}x)" for log, name in side[:3])
     share = sum(log for log, _ in side[:3]) / sum(log for log, _ in side)
-    rest = f", {share:.0%} of what all {len(side)} such layers do" if len(side) > 3 else ""
-    return f"; most of it in {named}{rest}"
+    if len(side) > 3 and share < 0.5:
+        ends = sorted(10**log for log, _ in side)
+        return f"; spread over {len(side)} layers, {ends[0]:.2g}x to {ends[-1]:.2g}x each, and what lies between them"
+    named = ", ".join(f"{name} ({10**log:.2g}x)" for log, name in side[:3])
+    return f"; most of it in {named}" + (f", {share:.0%} of what {len(side)} layers do" if len(side) > 3 else "")
 
 
 def _on(remedy: str | None, layers: tuple[str, ...]) -> str | None:

@@ -100,7 +100,7 @@ def inspect(
     backward = _backward_gain(seen)
     forward = seen.output_rms / seen.input_rms if seen.inputs and seen.input_rms else float("nan")
     head = next((i.name.removesuffix(".weight") for i in describe(root) if i.is_head), None)
-    network = Network(forward, backward, survey.layers, head)
+    network = Network(forward, backward, survey.layers, head, whole)
     alerts = find_alerts(network, limits or Limits())
     refused = [Unsupported(name, type(m).__name__, reason) for m, (name, reason) in survey.refused.items()]
     return Inspection(

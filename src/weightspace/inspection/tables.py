@@ -57,7 +57,7 @@ _LEGEND = (
     "sigma: singular values of the layer as a map of images, with a certified interval; cond: sigma_max / sigma_min; "
     "flat: sigma_max over the norm of the flattened weight; gain: factor on the norm of a white signal forward and of "
     "a gradient backward, by the weights, and as seen in this batch; act, grad: root mean square of the output and of "
-    "its gradient (in parentheses: what the weights predict)."
+    "its gradient (in parentheses: what the weights predict); dead: input channels that are zero for all images."
 )
 
 
@@ -66,7 +66,20 @@ def layer_table(report: Inspection, *, width: int | None = None) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1), width=width)
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("operator", overflow="fold", min_width=20)
-    for title in ("input", "sigma_max", "sigma_min", "cond", "flat", "gain →", "seen", "gain ←", "seen", "act", "grad"):
+    for title in (
+        "input",
+        "sigma_max",
+        "sigma_min",
+        "cond",
+        "flat",
+        "gain →",
+        "seen",
+        "gain ←",
+        "seen",
+        "act",
+        "grad",
+        "dead",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for layer in report.layers:
         table.add_row(*layer_row(layer))
@@ -90,14 +103,13 @@ def layer_row(layer: LayerReport) -> list[str]:
         number(None if measured is None else measured.backward_gain),
         "-" if measured is None else _beside(measured.activation_rms, measured.expected_activation_rms),
         "-" if measured is None else _beside(measured.gradient_rms, measured.expected_gradient_rms),
+        "-" if measured is None else f"{measured.dead_inputs}/{layer.channels[0]}",
     ]
 
 
 def layer_notes(layer: LayerReport) -> list[str]:
-    """What does not fit into a cell: frozen, parametrized, shared, dead channels, how far the next step goes."""
+    """What does not fit into a cell: frozen, parametrized, shared, how far the next step goes."""
     notes, measured = list(layer.notes), layer.measured
-    if measured is not None and measured.dead_inputs:
-        notes.append(f"{measured.dead_inputs} of {layer.channels[0]} input channels zero for all images")
     if measured is not None and measured.update_ratio is not None:
         notes.append(f"the next step is {number(measured.update_ratio)} of the weight")
     return notes

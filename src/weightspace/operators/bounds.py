@@ -37,7 +37,7 @@ from weightspace.errors import OperatorError
 from weightspace.operators._arguments import as_operator
 from weightspace.operators._numerics import compute_dtype, with_gradient
 from weightspace.operators._torus_norm import TorusAxis, scaled_symbols, torus_norms
-from weightspace.operators.conv import ConvOperator
+from weightspace.operators.conv import ConvOperator, fitting_size
 from weightspace.operators.geometry import ConvGeometry
 from weightspace.operators.symbol import unravel
 from weightspace.precision import full_precision
@@ -80,7 +80,9 @@ def norm_bound(
         (1.0, True)
     """
     every_size = input_size is None and not isinstance(layer, ConvOperator)
-    operator = as_operator(layer, _any_size(layer) if every_size and isinstance(layer, nn.Module) else input_size)
+    if every_size and isinstance(layer, nn.Module):
+        input_size = fitting_size(layer) or None  # any will do
+    operator = as_operator(layer, input_size)
     return stacked_norm_bounds(operator.weight[None], operator.geometry, every_size=every_size, tolerance=tolerance)[0]
 
 
@@ -188,14 +190,6 @@ def _every_torus(geometry: ConvGeometry, axis: int) -> tuple[int | None, int, fl
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
-
-
-def _any_size(layer: nn.Module) -> int | None:
-    """Some input size that the layer accepts."""
-    kernel = getattr(layer, "kernel_size", ())
-    dilation, padding = getattr(layer, "dilation", ()), getattr(layer, "padding", ())
-    reach = max((d * k for d, k in zip(dilation, kernel, strict=True)), default=0)
-    return None if not kernel else 2 * reach + (0 if isinstance(padding, str) else 2 * max(padding))
 
 
 def _polyphase(weights: torch.Tensor, geometry: ConvGeometry, axes: Sequence[TorusAxis]) -> torch.Tensor:

@@ -180,6 +180,26 @@ def operator_of(layer: nn.Module, input_size: int | Sequence[int] | None = None)
     )
 
 
+def fitting_size(layer: nn.Module, least: int = 1) -> tuple[int, ...]:
+    """Some input size that a layer accepts, each at least `least`; `()` for a linear layer.
+
+    Example:
+        >>> fitting_size(nn.Conv2d(1, 1, 3, padding=4)), fitting_size(nn.ConvTranspose1d(1, 1, 2, padding=3))
+        ((5, 5), (6,))
+    """
+    if not isinstance(layer, _Conv | _ConvTranspose):
+        return ()
+    reaches = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    padding = [0] * len(reaches) if isinstance(layer.padding, str) else list(layer.padding)
+    if isinstance(layer, _ConvTranspose):  # its output, (n - 1) stride - 2 padding + reach, must not be empty
+        return tuple(
+            max(least, math.ceil((2 * int(p) + 1 - r) / s) + 1)
+            for r, p, s in zip(reaches, padding, layer.stride, strict=True)
+        )
+    # Reflect padding needs more entries than it adds; "same" adds less than the reach.
+    return tuple(max(r, int(p) + 1, least) for r, p in zip(reaches, padding, strict=True))
+
+
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 

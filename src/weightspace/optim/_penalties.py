@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 
@@ -13,6 +12,7 @@ from weightspace.errors import AttachError, NonFiniteGradientError, OperatorErro
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.operators import ConvGeometry, ConvOperator, operator_of
+from weightspace.operators.conv import fitting_size
 from weightspace.optim._finite import all_finite, sum_of
 from weightspace.optim._inputs import InputSizes
 from weightspace.optim._transform import Swap, read_numbers
@@ -66,15 +66,12 @@ class PenaltyTask:
         except OperatorError as error:
             raise AttachError(str(error)) from None
         if given is None and not self.penalty.needs_size:
-            return self.some_size()
+            return self.fitting_size()
         return sizes.of(self.info.name) if given is None else given
 
-    def some_size(self, least: int = 1) -> tuple[int, ...]:
-        """A size that fits the layer: its window's reach, more than its padding, at least `least`."""
-        owner = cast("Any", self.info.owner)
-        reaches = [d * (k - 1) + 1 for d, k in zip(owner.dilation, owner.kernel_size, strict=True)]
-        padding = reaches if isinstance(owner.padding, str) else owner.padding
-        return tuple(max(r, p + 1, least) for r, p in zip(reaches, padding, strict=True))
+    def fitting_size(self, least: int = 1) -> tuple[int, ...]:
+        """A size that the layer accepts, at least `least`."""
+        return () if self.info.owner is None else fitting_size(self.info.owner, least)
 
     def operator_at(self, size: tuple[int, ...]) -> ConvOperator:
         """The layer on images of a given size, with its present weight."""

@@ -46,7 +46,7 @@ def measure_penalties(penalties: Penalties) -> list[PropertyCheck]:
 
 def _small(task: PenaltyTask) -> ConvGeometry:
     """The geometry of a small layer of the same kind."""
-    geometry = task.operator_at(task.some_size(_SIZE) if task.info.spatial_axes else ()).geometry
+    geometry = task.operator_at(task.fitting_size(_SIZE)).geometry
     g = geometry.groups
     rows, columns = geometry.out_channels // g, geometry.in_channels // g
     shrink = max(1.0, min(rows, columns) / _CHANNELS, max(rows, columns) / (3 * _CHANNELS))
