@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def small_data() -> ImageData:
     )
 
 
-def make_recipe(**train: Any) -> Recipe:
+def make_recipe(rules: Sequence[dict[str, Any]] = ({"rule": "ChannelL2", "smoothing": 4.0},), **train: Any) -> Recipe:
     values = {
         "epochs": 3,
         "batch_size": 16,
@@ -66,7 +67,7 @@ def make_recipe(**train: Any) -> Recipe:
             "data": {"name": "digits", "augment": ["crop", "flip"]},
             "model": {"name": "vgg", "options": {"widths": [4, 8], "convs_per_stage": 1, "hidden": [], "dropout": 0.2}},
             "train": values | train,
-            "rules": [{"rule": "ChannelL2", "smoothing": 4.0}],
+            "rules": list(rules),
         }
     )
 
@@ -209,6 +210,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "channels_last": {"channels_last": True, "schedule": {"name": "step", "milestones": [1, 2], "warmup_epochs": 0.5}},
     "double": {"precision": "64-true"},
     "bf16": {"precision": "bf16-mixed"},
+    "penalties": {  # random frequencies, remembered vectors, an evaluation that is due every third step
+        "rules": [
+            {"rule": "ChannelL2", "smoothing": 4.0},
+            {"rule": "LargestSingularValue", "bound": 0.5, "weight": 0.01},
+            {"rule": "SingularValueBand", "frequencies": 2, "weight": 0.01},
+            {"rule": "GramFrobenius", "every": 3, "weight": 0.01},
+        ]
+    },
 }
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from operator_cases import every_mode, some_operators
 from weightspace.errors import OperatorError, RuleError
 from weightspace.operators import ConvGeometry, ConvOperator, operator_of
+from weightspace.operators.geometry import torus
 from weightspace.operators.reference import reference_matrix
 from weightspace.penalties import (
     SPECTRAL_TERMS,
@@ -25,13 +26,13 @@ from weightspace.penalties import (
     SmallestSingularValue,
     SoftOrthogonality,
 )
-from weightspace.operators.geometry import torus
 
 TERMS = [
     GramSpectralNorm(alpha=0.7),
     GramSpectralNorm(alpha=0.7, padding_mode="layer"),
     GramFrobenius(alpha=0.7),
     GramFrobenius(alpha=0.7, padding_mode="circular"),
+    GramFrobenius(alpha=0.7, probes=2),
     LargestSingularValue(bound=0.5, steps=6),
     LargestSingularValue(bound=0.5, padding_mode="circular"),
     SmallestSingularValue(bound=0.9),
@@ -82,7 +83,7 @@ def free_values(term, operator):
 def expected_value(term, operator):
     """The definitions of the table, written once more over the dense matrix; None for baselines and samples."""
     sigma, positions = free_values(term, operator)
-    if len(sigma) == 0 or getattr(term, "frequencies", None):
+    if len(sigma) == 0 or getattr(term, "frequencies", None) or getattr(term, "probes", None):
         return None
     expected = None
     match term:
@@ -308,6 +309,19 @@ def test_random_frequencies_are_right_on_average_and_repeatable():
     assert float(SingularValueBand(1, 1, frequencies=999).evaluate(operator)[0]) == pytest.approx(float(value))
 
 
+def test_random_probes_are_right_on_average_and_repeatable():
+    operator = conv()
+    value, gradient = GramFrobenius(alpha=0.5).evaluate(operator)
+    term = GramFrobenius(alpha=0.5, probes=4)
+    draws = [term.evaluate(operator, Memory(step=k)) for k in range(300)]
+    assert float(sum(v for v, _ in draws) / len(draws)) == pytest.approx(float(value), rel=0.05)
+    mean = sum(g for _, g in draws) / len(draws)
+    assert float((mean - gradient).norm() / gradient.norm()) < 0.1
+    assert torch.equal(term.evaluate(operator, Memory(step=7))[1], draws[7][1])
+    isometry = operator_of(nn.Conv1d(1, 1, 1, bias=False), 5)
+    assert float(GramFrobenius(probes=1).evaluate(isometry.with_weight(torch.ones(1, 1, 1)))[0]) == 0.0
+
+
 def test_the_largest_value_is_tracked_by_few_steps():
     torch.manual_seed(3)
     operator = conv(c=8, size=12)
@@ -369,6 +383,7 @@ def test_global_settings_change_nothing():
         (lambda: GramFrobenius(padding_mode="zeros"), "choose one of 'layer', 'circular'"),
         (lambda: SingularValueBand(2.0, 1.0), "low=2.0 above high=1.0; swap them"),
         (lambda: SingularValueBand(frequencies=0), "frequencies=0"),
+        (lambda: GramFrobenius(probes=0), "probes=0"),
         (lambda: ConditionNumber(floor=2.0), "below 1"),
         (lambda: SmallestSingularValue(bound=0.0), "bound=0.0"),
         (lambda: LargestSingularValue(steps=0), "steps=0"),

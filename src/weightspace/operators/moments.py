@@ -185,7 +185,7 @@ def stochastic_moments(
         layer: A convolution, a transposed one, a linear layer, or an operator.
         input_size: Spatial sizes of the layer's input.
         probes: Number of random vectors.
-        generator: Where they come from; on the weight's device.
+        generator: Where they come from, on any device; torch's global one if left out.
 
     Raises:
         OperatorError: The layer cannot be analyzed, or there is no probe.
@@ -198,9 +198,10 @@ def stochastic_moments(
     # The smaller side has less variance: no zero singular values are sampled there.
     oriented = operator if columns <= rows else replace(operator, is_transposed=not operator.is_transposed)
     weight = operator.weight
-    signs = torch.randint(0, 2, (probes, *oriented.input_shape), generator=generator, device=weight.device)
+    source = weight.device if generator is None else generator.device
+    signs = torch.randint(0, 2, (probes, *oriented.input_shape), generator=generator, device=source)
     with full_precision():
-        y = oriented.apply((2 * signs - 1).to(weight.dtype))
+        y = oriented.apply((2 * signs - 1).to(weight))
         z = oriented.adjoint(y)
     dtype = sum_dtype(weight.device)
     return Moments(y.square().sum(dtype=dtype) / probes, z.square().sum(dtype=dtype) / probes, rows, columns)
