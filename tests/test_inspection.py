@@ -14,9 +14,10 @@ from torch import nn
 import weightspace as ws
 from weightspace.errors import InspectionError
 from weightspace.inspection import Limits
-from weightspace.inspection.expectation import expectations, gaussian_moments
+from weightspace.inspection.expectation import expectations
 from weightspace.inspection.jacobian import _Jacobian
 from weightspace.inspection.layers import layer_spectrum
+from weightspace.inspection.signals import Signal, signal_of, through
 from weightspace.inspection.tables import number
 from weightspace.inspection.trace import trace, untouched
 from weightspace.operators import operator_of
@@ -196,9 +197,29 @@ def test_gradients_are_on_even_where_the_caller_has_them_off():
     ],
 )
 def test_gaussian_moments_have_known_answers(function, q, square, slope):
-    found = gaussian_moments(function, q)
-    assert found[0] == pytest.approx(square, rel=2e-3)
-    assert found[1] == pytest.approx(slope, rel=2e-3)
+    written, found = through(function, Signal(0.0, q, 0.0))
+    assert written.square == pytest.approx(square, rel=2e-3)
+    assert found == pytest.approx(slope, rel=2e-3)
+
+
+def test_what_images_have_in_common_after_relu_is_the_arc_cosine_kernel():
+    q, c = 2.0, 1.2
+    angle = math.acos(c / q)
+    kernel = q / (2 * math.pi) * (math.sin(angle) + (math.pi - angle) * math.cos(angle))  # Cho and Saul 2009
+    written, _ = through(torch.relu, Signal(0.0, q, c))
+    assert written.common == pytest.approx(kernel, rel=2e-3)
+    assert written.mean == pytest.approx(math.sqrt(q / (2 * math.pi)), rel=2e-3)
+
+
+def test_the_signal_of_a_tensor_is_estimated_without_bias():
+    torch.manual_seed(0)
+    shared = torch.randn(4000)
+    x = 0.5 + shared + 2 * torch.randn(8, 4000)
+    found = signal_of(x)
+    assert found.mean == pytest.approx(0.5, abs=0.05)
+    assert found.square == pytest.approx(0.25 + 1 + 4, rel=0.03)
+    assert found.common == pytest.approx(0.25 + 1, rel=0.1)
+    assert signal_of(torch.full((1, 5), 2.0)).common == 4.0
 
 
 class Residual(nn.Module):

@@ -71,6 +71,7 @@ class Network:
     layers: Sequence[LayerReport]
     head: str | None
     jacobian: JacobianSpectrum | None = None
+    nonfinite: Sequence[str] = ()
 
 
 def find_alerts(network: Network, limits: Limits) -> tuple[Alert, ...]:
@@ -107,8 +108,9 @@ def verdict(network: Network, alerts: Sequence[Alert]) -> tuple[str, ...]:
         word = "vanishing" if gain < 1e-2 else "exploding" if gain > 1e2 else "in range"
         culprits = _culprits(network.layers, key, gain) if word != "in range" else ""
         sentences.append(f"{label} gain end to end {gain:.2g} ({word}){culprits}.")
-    if any("nonfinite" in alert.kind for alert in alerts):
-        sentences.insert(0, "NaN or infinity was met: see the first alert.")
+    if any(alert.kind == "nonfinite" for alert in alerts):
+        worst = next(alert for alert in alerts if alert.kind == "nonfinite")
+        sentences.insert(0, f"NaN or infinity was met, first to look at: {worst}.")
     count = len(alerts)
     sentences.append(
         "Nothing is beyond its limit." if not count else f"{count} finding{'s' if count > 1 else ''} beyond a limit."
@@ -122,6 +124,8 @@ def verdict(network: Network, alerts: Sequence[Alert]) -> tuple[str, ...]:
 def _of_network(network: Network, limits: Limits) -> Iterator[Alert]:
     relu = _follows_relu(network.layers)
     target, why = (2.0, "twice, because ReLU-like activations halve the square") if relu else (1.0, "once")
+    for name in network.nonfinite:
+        yield Alert(name, "nonfinite", "its weight holds NaN or infinity", None, _FINITE, 110.0)
     yield from _of_jacobian(network.jacobian, limits)
     for label, gain in (("gradient", network.backward_gain), ("signal", network.forward_gain)):
         if gain is None or math.isnan(gain):
@@ -130,16 +134,17 @@ def _of_network(network: Network, limits: Limits) -> Iterator[Alert]:
             yield Alert(None, "nonfinite", f"the {label} at the end is not finite", None, _FINITE, 100.0)
         elif not 1 / limits.end_to_end <= gain <= limits.end_to_end:
             beyond = abs(math.log10(max(gain, 1e-300))) - math.log10(limits.end_to_end)
-            shrinks = gain < 1
-            verb = "shrinks" if shrinks else "grows"
+            verb = "shrinks" if gain < 1 else "grows"
+            # The band begins (ends) where signals keep their size: docs/results/deep-plain.md has what trained.
+            low, high = (1.0, math.sqrt(2)) if gain < 1 else (0.5, 1.0)
+            band = f"{low * math.sqrt(target):.2g}, {high * math.sqrt(target):.2g}"
             yield Alert(
                 None,
                 "end to end",
                 f"the {label} {verb} by {gain:.2g} end to end (limit {limits.end_to_end:g} either way)",
-                f"ws.penalties.SingularValueBand({math.sqrt(target) * 0.7:.2g}, {math.sqrt(target) * 1.4:.2g}, "
-                "weight=1e-1)",
+                f"ws.penalties.SingularValueBand({band}, weight=3e-2)",
                 f"bring the mean squared singular value of every layer near {target:g} ({why}); starting from "
-                "nn.init.kaiming_normal_ does that at once, the rule keeps it",
+                "nn.init.kaiming_normal_ does that at once, the rule does it from any start (clip gradients meanwhile)",
                 2.0 + beyond,
             )
 

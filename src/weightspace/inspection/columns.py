@@ -71,7 +71,7 @@ def _condition(layer: LayerReport) -> str | None:
 def _share(value: float | None) -> str | None:
     if value is None or not math.isfinite(value):
         return written(value)
-    return "0" if value == 0 else "< 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"
+    return "0" if value < 1e-6 else "< 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"
 
 
 def _dead_inputs(layer: LayerReport) -> str | None:

@@ -100,7 +100,8 @@ def inspect(
     backward = _backward_gain(seen)
     forward = seen.output_rms / seen.input_rms if seen.inputs and seen.input_rms else float("nan")
     head = next((i.name.removesuffix(".weight") for i in describe(root) if i.is_head), None)
-    network = Network(forward, backward, survey.layers, head, whole)
+    broken = [name for module, (name, _) in survey.refused.items() if not _is_finite(module)]
+    network = Network(forward, backward, survey.layers, head, whole, broken)
     alerts = find_alerts(network, limits or Limits())
     refused = [Unsupported(name, type(m).__name__, reason) for m, (name, reason) in survey.refused.items()]
     return Inspection(
@@ -129,6 +130,10 @@ def _refuse_unborn(model: nn.Module) -> None:
             raise InspectionError(f"{name} is lazy and has no values yet; run one forward pass, then inspect.")
         if parameter.device.type == "meta":
             raise InspectionError(f"{name} is on the meta device and has no values; load the weights, then inspect.")
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(p.isfinite().all()) for p in module.parameters())
 
 
 def _backward_gain(seen: Trace) -> float | None:

@@ -8,6 +8,7 @@ differentiation, or, where an operation does not offer it, the derivative of `u 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +147,8 @@ class _Jacobian:
 
     def _forward_mode(self, v: torch.Tensor) -> torch.Tensor:
         tangents = {id(t): part for t, part in zip(self.inputs, self._split(v, self.inputs), strict=True)}
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of what it compiles its formulas with
             dual = tree_map(
                 lambda t: forward_ad.make_dual(t.detach(), tangents[id(t)]) if id(t) in tangents else t, self.arguments
             )

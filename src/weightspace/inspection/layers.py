@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -128,11 +128,11 @@ class LayerSpectrum:
         return float((room <= DEAD_MODE * room[0]).double().mean())
 
     def quantiles(self) -> tuple[float, ...] | None:
-        """The quantiles `QUANTILES` of the singular values."""
-        if self.values is None or not len(self.values):
+        """The quantiles `QUANTILES` of the singular values that the geometry leaves room for."""
+        if self.values is None or not self.rank_bound or not len(self.values):
             return None
-        places = [round(q * (len(self.values) - 1)) for q in QUANTILES]
-        return tuple(self.values.flip(0)[torch.tensor(places, device=self.values.device)].tolist())
+        room = self.values[: self.rank_bound].flip(0)
+        return tuple(float(room[round(q * (len(room) - 1))]) for q in QUANTILES)
 
 
 def layer_spectrum(operator: ConvOperator, detail: Detail) -> LayerSpectrum:
@@ -146,6 +146,8 @@ def layer_spectrum(operator: ConvOperator, detail: Detail) -> LayerSpectrum:
     with torch.no_grad():
         s2, s4 = _moments(operator, problems)
         extremes = _extremes(operator, exact=level == 3, problems=problems) if level >= 1 else None
+        if extremes is not None and _rank_bound(operator) < min(operator.shape):
+            extremes = replace(extremes, sigma_min=0.0, is_sigma_min_exact=True)  # whatever the weight is
         values, true_padding, frequency_map = None, False, None
         if level >= 2:
             values, true_padding = _values(operator, insist=level == 3, problems=problems)

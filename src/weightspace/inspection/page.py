@@ -194,7 +194,7 @@ def _pictures(report: Inspection) -> list[Picture]:
             "amplifies brightness and blur (low-pass gain), bright corners amplify checkerboards. Above each map: its "
             "smallest and largest value. Color runs between the two, but over a factor of 1.5 at least, so that "
             "nearly flat maps look flat. Maps are those of the circular counterpart; with a stride, a frequency stands "
-            "for all waves that fold onto it.",
+            "for all waves that fold onto it. Left out: layers that treat all frequencies alike, such as 1x1 kernels.",
             "Heat maps of the largest singular value over horizontal and vertical frequency, one for each layer.",
             plots.frequency_figure,
             [name_of(layer.name) for layer in without_map],

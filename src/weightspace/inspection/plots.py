@@ -342,7 +342,20 @@ def _log_axis(
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     axis.set_major_locator(FixedLocator([math.log10(tick) for tick in ticks]))
-    axis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axis.set_major_formatter(FixedFormatter([_short(tick) for tick in ticks]))
+
+
+def _short(value: float) -> str:
+    """A number in few letters.
+
+    >>> _short(0.05), _short(1e-5), _short(2e6)
+    ('0.05', '1e-5', '2e6')
+    """
+    return (
+        f"{value:g}"
+        if 1e-3 <= value < 1e4
+        else f"{value:e}".replace(".000000", "").replace("e-0", "e-").replace("e+0", "e")
+    )
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

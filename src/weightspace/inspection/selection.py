@@ -10,6 +10,7 @@ from weightspace.inspection.layers import QUANTILES
 from weightspace.inspection.report import Inspection, LayerReport
 
 MOST_PANELS = 24
+_FLAT = 1e-3  # relative range of a frequency map that shows nothing
 
 Selection = tuple[list[LayerReport], list[LayerReport]]
 
@@ -25,8 +26,8 @@ def with_values(report: Inspection) -> Selection:
 
 
 def with_map(report: Inspection) -> Selection:
-    """Layers whose frequency map is known and more than one number: those that get a picture, and the rest."""
-    return _selected(report, lambda layer: map_of(layer).numel() > 1)
+    """Layers that do not treat all frequencies alike, as 1x1 kernels do: those that get a picture, and the rest."""
+    return _selected(report, _has_pattern)
 
 
 def values_of(layer: LayerReport) -> torch.Tensor:
@@ -53,11 +54,19 @@ def map_of(layer: LayerReport) -> torch.Tensor:
     return grid.detach().to("cpu", torch.float64)
 
 
+def _has_pattern(layer: LayerReport) -> bool:
+    grid = map_of(layer)
+    return grid.numel() > 0 and bool(grid.max() - grid.min() > _FLAT * grid.max())
+
+
 def _selected(report: Inspection, is_known: Callable[[LayerReport], bool]) -> Selection:
-    """At most `MOST_PANELS` layers, in the order of execution: alerts first, the rest spread over the depth."""
-    names = alerted(report)
+    """At most `MOST_PANELS` layers, in the order of execution: the worst alerts, the rest spread over the depth."""
+    worst = list(dict.fromkeys(alert.layer for alert in report.alerts))
     known = [layer for layer in report.layers if is_known(layer)]
-    urgent = [i for i, layer in enumerate(known) if layer.name in names][:MOST_PANELS]
+    urgent = sorted(
+        (i for i, layer in enumerate(known) if layer.name in worst), key=lambda i: worst.index(known[i].name)
+    )
+    urgent = urgent[:MOST_PANELS]
     others = sorted(set(range(len(known))) - set(urgent))
     room = min(MOST_PANELS - len(urgent), len(others))
     # From the first to the last of the others at equal distances; a single one is the first.

@@ -121,7 +121,7 @@ class Survey:
             norm=norm,
             folded_forward_gain=folded[0],
             folded_backward_gain=folded[1],
-            notes=self._notes(module, is_called=measured is not None),
+            notes=(*self._notes(module, is_called=measured is not None), *_rank_note(spectrum)),
         )
 
     def _measured(self, call: Call, spectrum: LayerSpectrum, foreseen: Expectation) -> Measured:
@@ -178,6 +178,13 @@ class Survey:
         if weight is None:
             return []
         return [n for n, m in self.model.named_modules() if m is not module and m._parameters.get("weight") is weight]  # noqa: SLF001
+
+
+def _rank_note(spectrum: LayerSpectrum) -> tuple[str, ...]:
+    most = min(spectrum.shape)
+    if spectrum.rank_bound == most:
+        return ()
+    return (f"its geometry leaves room for {spectrum.rank_bound:,} of {most:,} singular values, the others are zero",)
 
 
 def _gains(s2: float, shape: tuple[int, int]) -> tuple[float, float]:

@@ -128,8 +128,10 @@ def extreme_cells(layer: LayerReport) -> tuple[str, str]:
 
 def number(value: float | None, *, up: bool | None = None) -> str:
     """Three significant digits; `up` rounds a bound to its safe side."""
-    if value is None or math.isnan(value):
+    if value is None:
         return "-"
+    if math.isnan(value):
+        return "NaN"
     if up is not None and value and math.isfinite(value):
         unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
         value = (math.ceil if up else math.floor)(value / unit) * unit

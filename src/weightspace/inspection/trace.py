@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from weightspace.errors import InspectionError, OperatorError
+from weightspace.inspection.signals import Signal, signal_of
 from weightspace.operators import ConvOperator, operator_of
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -40,6 +41,7 @@ class Call:
         module: The layer.
         operator: Its linear map at the size of this call, detached; None if it has none, see `problem`.
         problem: Why it has no linear map.
+        signal: Mean, mean square and what images have in common of what the layer read.
         input_rms: Root mean square of what the layer read.
         output_rms: That of what it wrote, without the bias.
         activation_rms: That of what it wrote, with the bias.
@@ -57,6 +59,7 @@ class Call:
     module: nn.Module
     operator: ConvOperator | None
     problem: str = ""
+    signal: Signal = field(default_factory=Signal)
     input_rms: float = math.nan
     output_rms: float = math.nan
     activation_rms: float = math.nan
@@ -86,6 +89,7 @@ class Trace:
     """
 
     calls: list[Call] = field(default_factory=list[Call])
+    signal: Signal = field(default_factory=Signal)
     input_rms: float = math.nan
     output_rms: float = math.nan
     input_gradient_norm: float | None = None
@@ -238,6 +242,7 @@ class _Recorder:
             if isinstance(bias, torch.Tensor):
                 plain = y - bias.view(-1, *[1] * dimensions)
                 call.bias_square = rms(bias) ** 2
+            call.signal = signal_of(x)
             call.input_rms, call.output_rms, call.activation_rms = rms(x), rms(plain), rms(y)
             channels = x.movedim(x.ndim - dimensions - 1, 0)
             call.dead_inputs = int((channels.flatten(1) == 0).all(dim=1).sum())
