@@ -20,6 +20,7 @@ from weightspace.training.models.resnet import BasicBlock, ResNet, ZeroPaddingSh
 SMALL = {
     "mlp": {"hidden": 12},
     "vgg": {"widths": [4, 8], "hidden": [6]},
+    "plain": {"depth": 5, "width": 4},
     "resnet20": {"width": 4},
     "resnet56": {"width": 2},
     "resnet18": {"width": 4},
@@ -47,6 +48,8 @@ def count(model):
         ("mlp", (1, 28, 10), {}, 795_010),
         ("mlp", (1, 28, 10), {"hidden": [300, 100]}, 266_610),  # LeNet-300-100
         ("mlp", (1, 28, 10), {"hidden": []}, 7_850),  # softmax regression
+        ("plain", (1, 28, 10), {}, 53_690),  # 9*16 + 16, 23 times 9*16*16 + 16, 17*10
+        ("plain", (1, 28, 10), {"init": "he", "strided": 0}, 53_690),
         ("resnet8", (3, 32, 10), {}, 75_290),
         ("resnet20", (3, 32, 10), {}, 269_722),
         ("resnet56", (3, 32, 10), {}, 853_018),
@@ -89,6 +92,9 @@ def test_module_names_that_globs_rely_on():
     assert isinstance(vgg["classifier.1"], nn.Linear)
     assert isinstance(vgg["classifier.4"], nn.Linear)
     assert list(vgg) == list(dict(build("vgg", dropout=0.0).named_modules()))
+    plain = dict(build("plain").named_modules())
+    assert all(isinstance(plain[f"features.{2 * index}"], nn.Conv2d) for index in range(5))
+    assert isinstance(plain["fc"], nn.Linear)
     assert isinstance(dict(build("mlp").named_modules())["hidden.0"], nn.Linear)
     assert isinstance(dict(build("resnet20").named_modules())["layer3.2.conv2"], nn.Conv2d)
 
@@ -118,6 +124,17 @@ def test_mlp_equals_the_written_formula():
     for layer in ("hidden.0", "hidden.2"):
         h = (h @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]).clamp(min=0)
     torch.testing.assert_close(model(x), h @ state["fc.weight"].T + state["fc.bias"])
+
+
+def test_plain_equals_the_written_formula():
+    model = build("plain", channels=3, size=8, depth=3, strided=1)
+    h = x = torch.randn(2, 3, 8, 8)
+    state = model.state_dict()
+    for index, stride in ((0, 2), (2, 1), (4, 1)):
+        bias = state[f"features.{index}.bias"]
+        h = F.conv2d(h, state[f"features.{index}.weight"], bias, stride=stride, padding=1).clamp(min=0)
+    assert h.shape == (2, 4, 4, 4)
+    torch.testing.assert_close(model(x), h.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"])
 
 
 def test_zero_padding_shortcut_against_a_loop():
@@ -196,6 +213,29 @@ def test_he_normal_initialization():
         assert all(not p.any() for name, p in model.named_parameters() if name.endswith("bias"))
 
 
+def test_plain_starts_as_torch_or_he_does():
+    """Of 2,304 entries: U(-b, b) with b^2 = 1 / fan_in against N(0, 2 / fan_in)."""
+    bound = 1 / math.sqrt(9 * 16)
+    ours, his = build("plain", width=16).features[4], build("plain", width=16, init="he").features[4]
+    assert 0.99 * bound < ours.weight.abs().max().item() <= bound
+    assert ours.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert 0 < ours.bias.abs().max().item() <= bound
+    assert his.weight.std().item() == pytest.approx(math.sqrt(2) * bound, rel=0.05)
+    assert not his.bias.any()
+
+
+def test_gradients_die_in_plain_as_torch_starts_it_and_live_as_he_does():
+    """What the model is there to show: 1 / sqrt(6) a layer, so 24 layers leave less than a billionth."""
+    smallest = {}
+    for init in ("torch", "he"):
+        model = build("plain", size=28, depth=24, width=16, init=init)
+        F.cross_entropy(model(torch.randn(32, 1, 28, 28)), torch.arange(32) % 10).backward()
+        norms = [layer.weight.grad.norm().item() for layer in model.features if isinstance(layer, nn.Conv2d)]
+        smallest[init] = min(norms) / max(norms)
+    assert smallest["torch"] < 1e-7
+    assert smallest["he"] > 1e-3
+
+
 def test_signal_neither_vanishes_nor_explodes_in_a_deep_plain_network():
     """The point of He's variance: 8 unnormalized layers keep the second moment within a factor of a few."""
     model = build("vgg", channels=3, size=16, widths=[64, 64], convs_per_stage=4, seed=1).eval()
@@ -243,6 +283,7 @@ def test_vgg_builds_and_runs_exactly_where_the_map_can_be_halved(size, widths, c
 def test_fully_convolutional_networks_take_other_sizes():
     assert build("resnet20")(torch.rand(2, 1, 12, 10)).shape == (2, 10)
     assert build("vgg")(torch.rand(2, 1, 12, 10)).shape == (2, 10)
+    assert build("plain")(torch.rand(2, 1, 12, 3)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("options", [{"stem": "imagenet"}, {"shortcut": "zero-padding"}, {}])
@@ -264,7 +305,7 @@ def test_channels_last_gives_the_same_numbers_and_stays_channels_last(options):
     assert all(formats)
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet20", "resnet18"])
+@pytest.mark.parametrize("name", ["mlp", "plain", "vgg", "resnet20", "resnet18"])
 def test_compiles_as_one_graph(name):
     model = build(name).eval()
     x = torch.rand(2, 1, 8, 8)
@@ -305,7 +346,11 @@ def test_a_small_vgg_learns_two_textures():
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("resnet19", {}, 'Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, vgg, resnet8, resnet20'),
+        (
+            "resnet19",
+            {},
+            'Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, plain, vgg, resnet8, resnet20',
+        ),
         ("VGG", {}, 'did you mean "vgg"?'),
         ("vgg", {"width": [8]}, 'Model "vgg" has no option "width": did you mean "widths"?'),
         ("mlp", {"dropout": 0.1}, 'Model "mlp" has no option "dropout": known: hidden.'),
@@ -325,6 +370,14 @@ def test_a_small_vgg_learns_two_textures():
         ("vgg", {"dropout": float("nan")}, "got nan"),
         ("vgg", {"pooling": "max"}, "has no pooling='max'"),
         ("vgg", {"widths": [1] * 5}, "5 stages on 8 x 8 images, which allow at most 4"),
+        ("plain", {"depth": 0}, "needs depth to be an integer of at least 1, got 0"),
+        ("plain", {"width": 1.5}, "needs width to be an integer of at least 1, got 1.5"),
+        ("plain", {"init": "xavier"}, "has no init='xavier': known: torch, he."),
+        ("plain", {"strided": 6}, "needs strided to be an integer from 0 to depth, here 5, got 6; give 0 or 2."),
+        ("plain", {"strided": -1}, "got -1"),
+        ("plain", {"strided": True}, "got True"),
+        ("plain", {"strided": 4}, "4 strided convolutions on 8 x 8 images, and the last one would halve a 1 x 1 map"),
+        ("plain", {"strided": 4}, "give images of at least 9 x 9 pixels or lower strided."),
         ("mlp", {"hidden": [10, 0]}, "needs every entry of hidden to be"),
         ("mlp", {"hidden": None}, "needs hidden to be an integer of at least 1, got None"),
         ("resnet18", {"stem": "imagenet"}, 'needs images of at least 17 x 17 pixels, got 8 x 8; use stem="cifar".'),
@@ -342,6 +395,19 @@ def test_wrong_names_and_options_are_refused_in_one_sentence(name, options, sent
 def test_counts_from_the_data_are_checked(name, what):
     with pytest.raises(RecipeError, match="integer of at least 1, got 0"):
         build(name, **{what: 0})
+
+
+def test_plain_builds_exactly_where_no_single_pixel_is_halved():
+    for strided, smallest in ((1, 2), (2, 3), (3, 5), (4, 9)):
+        sizes = []
+        model = build("plain", size=smallest, strided=strided)
+        model.features[2 * strided - 2].register_forward_pre_hook(
+            lambda _m, inputs, sizes=sizes: sizes.append(inputs[0].shape[-1])
+        )
+        model(torch.rand(1, 1, smallest, smallest))
+        assert sizes == [2]
+        with pytest.raises(RecipeError, match=f"at least {smallest} x {smallest}"):
+            build("plain", size=smallest - 1, strided=strided)
 
 
 def test_smallest_image_is_where_the_last_halving_still_has_two_pixels():
@@ -369,6 +435,8 @@ def test_sizes_that_cannot_be_taken_are_refused():
             model(torch.rand(2, 1, 9, 9))
     with pytest.raises(DataError, match=r"got \(2, 1, 1, 8\)"):
         build("vgg")(torch.rand(2, 1, 1, 8))
+    with pytest.raises(DataError, match=r"got \(2, 1, 2, 8\)"):
+        build("plain")(torch.rand(2, 1, 2, 8))
 
 
 def test_resnet_class_refuses_other_stage_counts():
@@ -380,7 +448,7 @@ def test_resnet_class_refuses_other_stage_counts():
 
 
 def test_registry_is_frozen_and_complete():
-    assert list(MODELS) == ["mlp", "vgg", "resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
+    assert list(MODELS) == ["mlp", "plain", "vgg", "resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
     assert all(entry.name == name and entry.summary for name, entry in MODELS.items())
     with pytest.raises(TypeError):
         MODELS["mine"] = MODELS["mlp"]

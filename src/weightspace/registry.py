@@ -109,7 +109,12 @@ _ENTRIES = (
         "Guo, arXiv 1907.11235 (closed form derived)",
         "penalties/singular-values.md",
         "the cheapest way to a whole spectrum around one",
-        {"plain": {}, "circular": {"padding_mode": "circular"}, "every second step": {"every": 2}, "probes": {"probes": 4}},
+        {
+            "plain": {},
+            "circular": {"padding_mode": "circular"},
+            "every second step": {"every": 2},
+            "probes": {"probes": 4},
+        },
     ),
     RuleEntry(
         penalties.LargestSingularValue,

@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> sorted(MODELS)
-['mlp', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'vgg']
+['mlp', 'plain', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'vgg']
 >>> net = build_model("vgg", in_channels=1, image_size=8, num_classes=10, widths=[16, 32])
 >>> net(torch.zeros(2, 1, 8, 8)).shape
 torch.Size([2, 10])
@@ -22,10 +22,11 @@ from torch import nn
 from weightspace.errors import RecipeError
 from weightspace.training.models.checks import hint
 from weightspace.training.models.mlp import MLP
+from weightspace.training.models.plain import Plain
 from weightspace.training.models.resnet import ResNet, cifar_resnet, imagenet_resnet
 from weightspace.training.models.vgg import VGG
 
-__all__ = ["MLP", "MODELS", "VGG", "ModelEntry", "ResNet", "build_model"]
+__all__ = ["MLP", "MODELS", "VGG", "ModelEntry", "Plain", "ResNet", "build_model"]
 
 _FROM_THE_DATA = ("in_channels", "image_size", "num_classes")
 
@@ -53,6 +54,7 @@ class ModelEntry:
 
 _ENTRIES = (
     ModelEntry("mlp", "fully connected, ReLU; 784-1000-10 on 28 x 28 gray images", MLP),
+    ModelEntry("plain", "deep, equal 3 x 3 convolutions without batch norm, torch's or He's initialization", Plain),
     ModelEntry("vgg", "plain 3 x 3 convolutions without batch norm, dropout before the classifier", VGG),
     ModelEntry(
         "resnet8",
@@ -102,7 +104,7 @@ def build_model(name: str, *, in_channels: int, image_size: int, num_classes: in
 
     >>> build_model("resnet19", in_channels=3, image_size=32, num_classes=10)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    weightspace.errors.RecipeError: Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, vgg, ...
+    weightspace.errors.RecipeError: Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, plain, ...
     """
     entry = MODELS.get(name)
     if entry is None:

@@ -1,0 +1,1 @@
+"""Experiments whose results stand in docs/results: `python -m experiments.NAME --help`."""
