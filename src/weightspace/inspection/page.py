@@ -154,8 +154,8 @@ def _pictures(report: Inspection) -> list[Picture]:
             f"Layers in the order of execution{', in red those with an alert' if alerted(report) else ''}. Upper "
             "panel: root mean square (RMS) of what a layer writes; lower panel: of the gradient that comes back to it, "
             "so read it from right to left. Squares: what the weights alone predict, starting again "
-            "from the measured value after an operation without a prediction (maximum pooling, attention); no square: no "
-            "prediction. Where the curves part, signals line up with large or small singular vectors.",
+            "from the measured value after an operation without a prediction (maximum pooling, attention); no square: "
+            "no prediction. Where the curves part, signals line up with large or small singular vectors.",
             f"Line plot over {len(report.layers)} layers. {_range_in_words(report)}",
             plots.depth_figure,
         ),

@@ -1,0 +1,59 @@
+"""The committed experiments still run, on sizes of seconds, and write what their pages are made of."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.files import read_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def kernel_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(ROOT)
+    threads = torch.get_num_threads()
+    yield importlib.import_module("experiments.kernel_only")
+    torch.set_num_threads(threads)
+
+
+def test_kernel_only_writes_results_table_and_figure(kernel_only: ModuleType, tmp_path: Path) -> None:
+    kernel_only.main(["--quick", "--seeds", "2", "--out", str(tmp_path)])
+    results = read_json(tmp_path / "results.json")
+    assert [(layer["inputs"], layer["outputs"]) for layer in results["layers"]] == list(kernel_only.LAYERS[:2])
+    for layer in results["layers"]:
+        assert set(layer["arms"]) == set(kernel_only.ARMS)  # both are small enough for the dense penalties
+        for arm in layer["arms"].values():
+            assert len(arm["runs"]) == 2
+            assert all(run["penalty_after"] < run["penalty_before"] for run in arm["runs"])
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {name} |" in table for name in kernel_only.ARMS)
+    assert (tmp_path / "spectra.png").stat().st_size > 10_000
+
+
+def test_every_term_of_the_library_has_an_arm(kernel_only: ModuleType) -> None:
+    terms = {name for name, value in vars(ws.penalties).items() if isinstance(value, type) and "evaluate" in dir(value)}
+    abstract = {"Penalty", "SpectralPenalty"}
+    assert terms - abstract == {type(arm()).__name__ for arm in kernel_only.ARMS.values()}
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 3), (5, 2), (2, 5)])
+def test_the_isometry_of_the_torus_is_one(kernel_only: ModuleType, inputs: int, outputs: int) -> None:
+    layer = kernel_only.torus_isometry(inputs, outputs, seed=0)
+    values = ws.singular_values(layer, 8, padding_mode="circular")
+    assert torch.allclose(values, torch.ones_like(values), atol=1e-12)
+
+
+def test_a_central_orthogonal_kernel_is_an_isometry_under_zero_padding(kernel_only: ModuleType) -> None:
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    torch.nn.init.dirac_(layer.weight)
+    found = kernel_only.spectrum(layer)
+    assert found["center"] == 1.0
+    assert found["zero"] == {"max": 1.0, "min": 1.0, "count": 256, "singular": 0}
