@@ -25,6 +25,7 @@ def section(run: Path, beside: str, *, times: bool) -> str:
     """The Markdown of one comparison, headings one level down."""
     table = (run / "table.md").read_text().replace("\n## ", "\n### ").removeprefix("## ")
     title, _, rest = (table if times else without_times(table)).partition("\n")
+    title = f"{run.name}:{title.partition(':')[2]}"  # several comparisons may be of one recipe
     figures = "\n\n".join(f"![{run.name}: {Path(p).stem}]({beside}/{run.name}/{p})" for p in PLOTS[:2])
     return f"### {title}\n{rest.rstrip()}\n\n{figures}\n"
 
@@ -38,7 +39,7 @@ def main() -> None:
     for run in runs:
         target = page.with_suffix("") / run.name
         target.mkdir(parents=True, exist_ok=True)
-        for plot in PLOTS:
+        for plot in (plot for plot in PLOTS if (run / "plots" / plot).exists()):  # no layers, no shrinkage
             shutil.copyfile(run / "plots" / plot, target / plot)
         shutil.copyfile(run / "table.json", target / "table.json")
         begin, end = f"<!-- {run.name}:begin -->", f"<!-- {run.name}:end -->"

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import weightspace as ws
+from fabricated import fabricate, make_recipe
 from weightspace.files import read_json
+from weightspace.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,3 +59,28 @@ def test_a_central_orthogonal_kernel_is_an_isometry_under_zero_padding(kernel_on
     found = kernel_only.spectrum(layer)
     assert found["center"] == 1.0
     assert found["zero"] == {"max": 1.0, "min": 1.0, "count": 256, "singular": 0}
+
+
+def test_penalty_spectra_prints_a_row_for_every_arm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    script = importlib.import_module("experiments.penalty_spectra")
+    band = {"rule": "SingularValueBand", "low": 1.0, "high": 1.0, "weight": 0.3}
+    values = make_recipe({"SGD": {}, "band": {"rules": [band]}}, epochs=4, grid=None).to_dict()
+    values["model"] = {"name": "vgg", "options": {"widths": [4, 4], "convs_per_stage": 1, "hidden": 8}}
+    fabricate(tmp_path, Recipe.from_dict(values))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+    script.main([str(tmp_path)])
+    torch.set_num_threads(threads)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["arm", ":---", "before training", "SGD", "band"]
+    assert rows[0][2:] == ["features.0", "features.3", "classifier.1", "classifier.4"]
+    assert {len(row) for row in rows} == {6}
+
+    def spread(row: list[str]) -> float:
+        low, high = map(float, row[3].split(" to "))
+        return max(high - 1, 1 - low)
+
+    assert spread(rows[4]) < 0.5 * spread(rows[2]) < spread(rows[3])

@@ -20,7 +20,7 @@ from weightspace.compare import runner as runner_module
 from weightspace.compare.directory import delete_comparison
 from weightspace.compare.opening import recipe_differences, same_spelling
 from weightspace.compare.pool import Devices, find_devices, worker_count
-from weightspace.compare.table import table_columns
+from weightspace.compare.table import table_columns, table_row, table_values
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.compare.worker import start_worker
 from weightspace.errors import DataError, RecipeError, RunError
@@ -429,6 +429,78 @@ def test_the_edge_of_the_grid_is_recorded_and_shown(tmp_path, inline):
     text = "\n".join(warnings(comparison))
     assert "tuned SGD: best learning rate at the edge of the grid (0.02, the smallest tried)" in text
     assert "0.02 *" in (tmp_path / "table.md").read_text().replace("\\", "")
+
+
+def with_own_range(ranges: dict | None = None) -> Recipe:
+    """Random search; ChannelL2 tunes its smoothing too."""
+    values = recipe().to_dict()
+    values["compare"]["arms"]["ChannelL2"]["ranges"] = ranges or SMOOTHING
+    values["compare"]["tune"] = {"random": {"trials": 6, "ranges": {"train.optimizer.lr": [0.01, 0.1]}}, "seeds": 1}
+    return Recipe.from_dict(values)
+
+
+SMOOTHING = {"rules.0.smoothing": [0.1, 10.0]}
+
+
+def smooth_is_best(recipe, run_dir, *, seed, data):
+    """More smoothing is always better."""
+    result = fake_training.train(recipe, run_dir, seed=seed, data=data)
+    for rule in recipe.rules:
+        result["test_accuracy"] = 0.5 + rule["smoothing"] / 100
+        (run_dir / "result.json").write_text(json.dumps(result))
+    return result
+
+
+def test_an_arm_that_tunes_a_setting_of_its_own(tmp_path, inline):
+    run(tmp_path, with_own_range(), train=smooth_is_best)
+    comparison = read_comparison(tmp_path)
+    _, sgd, own = comparison.arms
+    drawn = [trial.settings["rules.0.smoothing"] for trial in own.arm.trials]
+    assert own.choice.edge == ("rules.0.smoothing",)
+    assert own.settings == own.arm.trials[drawn.index(max(drawn))].settings
+    assert {rule["smoothing"] for rule in own.recipe.rules} == {max(drawn)}
+    assert set(sgd.settings) == {"train.optimizer.lr"}
+    text = "\n".join(warnings(comparison))
+    where = f"best smoothing the outermost of the draws ({max(drawn):g}, the largest of 6 between 0.1 and 10)"
+    assert f"ChannelL2: {where}; a better value may lie beyond." in text
+    assert table_columns(comparison)[:3] == ["arm", "learning rate", "smoothing"]
+    rows = {arm.arm.name: table_row(arm, comparison) for arm in comparison.arms}
+    assert rows["tuned SGD"][2] == rows["SGD"][2] == "–"
+    assert rows["ChannelL2"][1:3] == [f"{own.settings['train.optimizer.lr']:g}", f"{max(drawn):g} *"]
+    values = {arm["name"]: arm for arm in table_values(comparison)["arms"]}
+    assert values["ChannelL2"]["own_paths"] == ["rules.0.smoothing"]
+    assert values["ChannelL2"]["trials"][2]["settings"] == own.arm.trials[2].settings
+    note = "Tuning: 6 trials (learning rate, for 1 arm also smoothing in a range of the arm's own; random draws"
+    assert note in (tmp_path / "table.md").read_text()
+    run(tmp_path, with_own_range(), train=smooth_is_best)
+    assert len(inline) == 1  # known again, nothing is trained
+    with pytest.raises(RunError, match=r"compare\.arms\.ChannelL2\.ranges\.rules\.0\.smoothing\.1: 10\.0 -> 20\.0"):
+        run(tmp_path, with_own_range({"rules.0.smoothing": [0.1, 20.0]}))
+
+
+def test_columns_of_several_own_settings_name_them(tmp_path, inline):
+    clip = {"set": {"train.batch_size": 20}, "ranges": {"train.clip_norm": [0.1, 10.0]}}
+    values = with_own_range().to_dict()
+    values["compare"]["arms"]["clipped"] = clip
+    run(tmp_path, Recipe.from_dict(values))
+    comparison = read_comparison(tmp_path)
+    assert table_columns(comparison)[2] == "own settings"
+    cells = {arm.arm.name: table_row(arm, comparison)[2] for arm in comparison.arms}
+    assert cells["SGD"] == "–"
+    assert cells["ChannelL2"].startswith("smoothing=")
+    assert cells["clipped"].startswith("clip_norm=")
+    assert "for 2 arms also smoothing or clip norm in a range" in (tmp_path / "table.md").read_text()
+
+
+def test_a_folder_from_before_own_ranges_is_opened(tmp_path, inline):
+    run(tmp_path)
+    facts = json.loads((tmp_path / "compare.json").read_text())
+    for arm in facts["recipe"]["compare"]["arms"].values():
+        assert arm.pop("ranges") == {}
+    (tmp_path / "compare.json").write_text(json.dumps(facts))
+    assert read_comparison(tmp_path).missing == ()
+    run(tmp_path)
+    assert len(inline) == 1
 
 
 def test_the_verdict_follows_the_numbers(tmp_path, inline):

@@ -83,8 +83,8 @@ class GramFrobenius(Penalty):
     """`||G - alpha I||_F^2 = sum (sigma^2 - alpha)^2` of the smaller Gram matrix, over the outputs of the grid.
 
     In closed form under the layer's own padding. The term is Guo's (2019/2022, arXiv 1907.11235), the closed form and
-    the normalization are ours. With zero padding no kernel reaches zero: the rim loses energy. A singular value of zero
-    feels no pull.
+    the normalization are ours. With zero padding only kernels without any tap but the central one reach zero, and the
+    term can empty the outer taps to get there. A singular value of zero feels no pull.
 
     Args:
         alpha: What every sigma^2 is compared with.
