@@ -28,7 +28,7 @@ from weightspace.report.collect import Curve
 
 _ZOOM_FROM = 4  # epochs; fewer fit into one panel
 _MOST_TICKS = 7
-_WIDE = 300  # largest over smallest value, from which a tick a decade is enough
+_WIDE, _NARROW = 300, 6  # largest over smallest value: from 300 a tick a decade is enough; below 6 every digit has one
 _FEW = 5  # arms; with more, the bands lie on each other and only the means set the limits
 
 
@@ -128,8 +128,9 @@ def _tuning_panel(panel: Axes, path: str, comparison: Comparison, arms: Sequence
     if numeric:
         panel.set_xscale("log")
     if numeric and len(tried) > _MOST_TICKS:  # more numbers than that would lie on each other
-        wide = max(place.values()) > _WIDE * min(place.values())
-        panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        span = max(place.values()) / min(place.values())
+        digits = (1.0,) if span > _WIDE else (1.0, 2.0, 5.0) if span > _NARROW else tuple(map(float, range(1, 10)))
+        panel.xaxis.set_major_locator(LogLocator(subs=digits))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     else:
