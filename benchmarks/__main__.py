@@ -1,155 +1,85 @@
-"""Runs the benchmarks and writes docs/benchmarks.md with its plot: `python -m benchmarks [--threads N]`."""
+"""Runs the benchmarks: `python -m benchmarks [--only NAME ...] [--quick] [--threads N]`.
+
+Two pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop) and docs/benchmarks-operators.md
+(spectra, moments, penalties, scaling, memory). A page is written when all its sections were measured, and never with
+`--quick`, which measures little, to see that it runs. Sections are printed as they are done.
+"""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-from benchmarks import loop_overhead, metrics_step, sobolev_scaling
-from benchmarks.timing import Timing, machine
-from weightspace.kernels.stacking import STACK_BELOW_ON_CPU
+from benchmarks import memory, metrics_page, moments, operators_scaling, penalties, spectra
+from benchmarks.timing import machine
+from weightspace.files import write_text_atomically
 
 DOCS = Path(__file__).parents[1] / "docs"
+Section = Callable[[Path, bool], str]  # folder for pictures, quick or not, to Markdown
+
+PAGES: dict[str, tuple[str, dict[str, Section]]] = {
+    "benchmarks.md": (
+        "Benchmarks",
+        {
+            "step": lambda _, quick: metrics_page.step_section(quick=quick),
+            "rules": lambda _, quick: metrics_page.rules_section(quick=quick),
+            "sobolev": lambda pictures, quick: metrics_page.sobolev_section(pictures, quick=quick),
+            "loop": lambda _, quick: metrics_page.loop_section(quick=quick),
+        },
+    ),
+    "benchmarks-operators.md": (
+        "Benchmarks of spectra, moments, bounds and penalties",
+        {
+            "spectra": lambda _, quick: spectra.section(quick=quick),
+            "moments": lambda _, quick: moments.section(quick=quick),
+            "penalties": lambda _, quick: penalties.section(quick=quick),
+            "scaling": lambda pictures, quick: operators_scaling.section(
+                pictures / "operators-scaling.png", machine(), quick=quick
+            ),
+            "memory": lambda _, quick: memory.section(quick=quick),
+        },
+    ),
+}
+NAMES = [name for _, sections in PAGES.values() for name in sections]
 
 
-STEP_TARGET = 1.3
-SHARE_TARGET = 1.0  # percent
-LOOP_TARGET = 3.0  # percent
+def intro(title: str, names: list[str]) -> str:
+    """The head of a page: the command, the machine, how to read ratios."""
+    other = next(page for page, (_, sections) in PAGES.items() if not set(names) <= set(sections))
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return f"""# {title}
 
+Written by `python -m benchmarks --only {" ".join(names)}` on {now}: {machine()}. Contestants take turns; ratios are taken
+turn by turn, then their median and quartiles. Absolute times depend on the machine and on what else it does.
+`python -m benchmarks` alone measures this page and [the other]({other}); `--quick` only shows that it runs.
 
-def met(holds: bool) -> str:
-    """A target's verdict."""
-    return "met" if holds else "**not met**"
-
-
-def table(rows: dict[str, Timing], reference: str) -> str:
-    """A Markdown table of timings."""
-    lines = [f"| contestant | ms (median) | ratio to {reference}: median (quartiles) |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {name} | {timing.cells()} |" for name, timing in rows.items()])
-
-
-def step_section() -> str:
-    """ChannelL2 with the optimizer step, its floor, its share of a training step."""
-    rows = metrics_step.channel_l2_rows()
-    size, floor, bandwidth = metrics_step.floor_milliseconds()
-    training = metrics_step.forward_backward_seconds()
-    foreach = rows["SGD(foreach=True) alone"].seconds
-    rule_foreach = rows["ChannelL2 + SGD(foreach=True)"].seconds - foreach
-    fused = rows["SGD(fused=True) alone"].seconds
-    rule_fused = rows["ChannelL2 + SGD(fused=True)"].seconds - fused
-    percent = 100 * rule_foreach / training
-    together = [name for name in rows if name.startswith("ChannelL2 + ")]
-    targets = ", ".join(
-        f"{met(rows[name].ratio <= STEP_TARGET)} by {name} ({rows[name].ratio:.2f})" for name in together
-    )
-    return f"""## ChannelL2 in an optimizer step
-
-ResNet-18's 20 convolution kernels, {size / 1e6:.1f} MB in float32, SGD with momentum.
-
-{table(rows, "SGD(foreach=True) alone")}
-
-Floor: the rule must read every gradient and write every buffer once, {2 * size / 1e6:.0f} MB; a plain copy of that size
-runs at {bandwidth / 1e9:.0f} GB/s here, so {floor * 1e3:.2f} ms. The rule itself (difference of medians) takes {rule_foreach * 1e3:.2f} ms beside
-the foreach step and {rule_fused * 1e3:.2f} ms beside the fused one: {rule_foreach / floor:.1f} and {rule_fused / floor:.1f} times the floor.
-The mean over channels must be known before the first entry is written, so a kernel that outgrows the cache is read twice:
-{1.5 * floor * 1e3:.2f} ms. That alone would put ChannelL2 + SGD(foreach=True) at {(foreach + 1.5 * floor) / foreach:.2f} and ChannelL2 + SGD(fused=True) at {(fused + 1.5 * floor) / foreach:.2f}.
-
-Beside a forward and backward pass of ResNet-18 at batch 128, 32x32 images ({training:.2f} s) the rule takes {percent:.2f} %.
-
-Targets: rule and step together at most {STEP_TARGET} times SGD(foreach=True) alone: {targets}. The rule below {SHARE_TARGET:g} % of a
-forward and backward pass: {met(percent < SHARE_TARGET)}.
 """
 
 
-def rules_section() -> str:
-    """Every variant of the registry, and where stacking pays."""
-    crossover = "\n".join(
-        f"| {numel:,} | {middle:.2f} ({lower:.2f}–{upper:.2f}) |"
-        for numel, middle, lower, upper in metrics_step.batching_rows()
-    )
-    return f"""## Every rule of the registry
-
-One step with the rule against the step alone, ResNet-18's kernels.
-
-{table(metrics_step.all_rule_rows(), "SGD(foreach=True) alone")}
-
-## One by one or stacked
-
-16 equal 3x3 kernels under ChannelL2: time stacked over time one by one. `batching="auto"` stacks below
-{STACK_BELOW_ON_CPU:,} elements a weight on a CPU.
-
-| elements a kernel | ratio: median (quartiles) |
-|---|---|
-{crossover}
-"""
-
-
-def sobolev_section() -> str:
-    """Linear time in the number of channels, with a plot."""
-    result = sobolev_scaling.measure()
-    sobolev_scaling.plot(result, DOCS / "benchmarks" / "sobolev-scaling.png", machine())
-    header = "| output channels | " + " | ".join(f"{name}, ms" for name in result) + " |"
-    rows = "\n".join(
-        f"| {c} | " + " | ".join(f"{seconds[k] * 1e3:.3g}" for seconds in result.values()) + " |"
-        for k, c in enumerate(sobolev_scaling.CHANNELS)
-    )
-    slopes = ", ".join(f"{name} {sobolev_scaling.slope(seconds):.2f}" for name, seconds in result.items())
-    return f"""## ChannelSobolev is linear in the channels
-
-{sobolev_scaling.INNER} inputs a channel. Exponents of the power law from 256 channels on: {slopes}.
-
-{header}
-|---|{"---|" * len(result)}
-{rows}
-
-![time against output channels](benchmarks/sobolev-scaling.png)
-"""
-
-
-def loop_section() -> str:
-    """The training loop against a bare loop."""
-    rows = loop_overhead.measure()
-    ratio = rows["weightspace loop"].ratio
-    return f"""## The training loop
-
-An epoch of the quickstart recipe (digits, steps of a few milliseconds: the worst case), the library's loop with its
-checks, timers and log against a loop written by hand that reads its loss.
-
-{table(rows, "the bare loop")}
-
-Target: below {LOOP_TARGET:g} % on top of the bare loop: {met(100 * (ratio - 1) < LOOP_TARGET)} ({100 * (ratio - 1):+.1f} %).
-"""
-
-
-SECTIONS = {"step": step_section, "rules": rules_section, "sobolev": sobolev_section, "loop": loop_section}
-
-
-def main() -> None:
-    """Measures and writes."""
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints, and writes the pages that are complete."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads for torch")
-    parser.add_argument(
-        "--only", choices=SECTIONS, nargs="*", default=list(SECTIONS), help="print these, write nothing"
-    )
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    (DOCS / "benchmarks").mkdir(exist_ok=True)
-    parts: list[str] = []
-    for name in arguments.only:
-        parts.append(SECTIONS[name]())
-        print(parts[-1], flush=True)
-    if arguments.only == list(SECTIONS):
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-        intro = f"""# Benchmarks
-
-Written by `python -m benchmarks` on {now}: {machine()}. Contestants take turns; ratios are taken
-turn by turn, then their median and quartiles. Absolute times depend on the machine and on what else it does.
-
-"""
-        (DOCS / "benchmarks.md").write_text(intro + "\n".join(parts))
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="measure these sections")
+    parser.add_argument("--quick", action="store_true", help="few turns, small networks; writes no page")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    for page, (title, sections) in PAGES.items():
+        chosen = [name for name in sections if name in options.only]
+        is_written = chosen == list(sections) and not options.quick
+        with tempfile.TemporaryDirectory() as folder:
+            pictures = DOCS / "benchmarks" if is_written else Path(folder)
+            parts: list[str] = []
+            for name in chosen:
+                parts.append(sections[name](pictures, options.quick))
+                print(parts[-1], flush=True)
+        if is_written:
+            write_text_atomically(DOCS / page, intro(title, chosen) + "\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def our_epoch(data: ImageData, folder: Path) -> Callable[[], object]:
     return epoch
 
 
-def measure() -> dict[str, Timing]:
+def measure(rounds: int = 200) -> dict[str, Timing]:
     """Epochs of the quickstart recipe: steps of two milliseconds, where overhead shows most."""
     data = load_data("digits")
     with tempfile.TemporaryDirectory() as folder:
         return interleave(
             {"bare loop": bare_epoch(data), "weightspace loop": our_epoch(data, Path(folder))},
             "bare loop",
-            rounds=200,
+            rounds=rounds,
             seconds=60,
         )

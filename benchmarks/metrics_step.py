@@ -41,7 +41,7 @@ def step_of(
     return optimizer.step
 
 
-def channel_l2_rows() -> dict[str, Timing]:
+def channel_l2_rows(rounds: int = 150) -> dict[str, Timing]:
     """The speed target: ChannelL2 with the step against SGD(foreach=True, momentum) alone."""
     rule = ws.metrics.ChannelL2(smoothing=4.0)
     kept = ws.metrics.ChannelL2(smoothing=4.0, keep_norm=True)
@@ -58,11 +58,11 @@ def channel_l2_rows() -> dict[str, Timing]:
             "ChannelL2(keep_norm) + SGD(fused=True)": step_of(kept, fused=True),
         },
         "SGD(foreach=True) alone",
-        rounds=150,
+        rounds=rounds,
     )
 
 
-def all_rule_rows() -> dict[str, Timing]:
+def all_rule_rows(rounds: int = 12) -> dict[str, Timing]:
     """Every metric and variant of the registry with SGD(foreach=True), against that step alone."""
     steps: dict[str, Callable[[], object]] = {"SGD(foreach=True) alone": step_of(None, foreach=True)}
     for entry in REGISTRY.values():
@@ -70,7 +70,7 @@ def all_rule_rows() -> dict[str, Timing]:
             continue
         for label, options in entry.variants.items():
             steps[f"{entry.name} [{label}]"] = step_of(make_rule(entry.name, **options), foreach=True)
-    return interleave(steps, "SGD(foreach=True) alone", rounds=12, warm_up=2, seconds=150)
+    return interleave(steps, "SGD(foreach=True) alone", rounds=rounds, warm_up=2, seconds=150)
 
 
 def forward_backward_seconds(batch_size: int = 128, image_size: int = 32) -> float:
@@ -93,7 +93,7 @@ def floor_milliseconds() -> tuple[float, float, float]:
     return float(size), 2 * size / bandwidth, bandwidth
 
 
-def batching_rows() -> list[tuple[int, float, float, float]]:
+def batching_rows(rounds: int = 200) -> list[tuple[int, float, float, float]]:
     """(elements a weight, ratio stacked/single, quartiles) for 16 equal weights: where stacking begins to pay."""
     rows: list[tuple[int, float, float, float]] = []
     for channels in (4, 8, 16, 32, 64, 128):
@@ -111,6 +111,6 @@ def batching_rows() -> list[tuple[int, float, float, float]]:
                     rules.restore_gradients()
 
             steps[batching] = call
-        timing = interleave(steps, "single", rounds=200, seconds=20)["stacked"]
+        timing = interleave(steps, "single", rounds=rounds, seconds=20)["stacked"]
         rows.append((channels * channels * 9, timing.ratio, timing.lower, timing.upper))
     return rows

@@ -18,7 +18,7 @@ CHANNELS = (64, 128, 256, 512, 1024, 2048, 4096)
 INNER = 1152  # 128 input channels of 3x3 taps
 
 
-def measure() -> dict[str, list[float]]:
+def measure(rounds: int = 15) -> dict[str, list[float]]:
     """Median seconds for every order and number of channels, at a fixed number of inputs."""
     forms = {
         "H1": ChannelSobolev(),
@@ -38,7 +38,7 @@ def measure() -> dict[str, list[float]]:
                 calls[name] = lambda metric=metric, grad=grad, out=out: metric.apply(
                     grad, out, Layout(1, (grad.shape[1],)), Workspace()
                 )
-        timings = interleave(calls, "H1", rounds=15, seconds=20)
+        timings = interleave(calls, "H1", rounds=rounds, seconds=20)
         for name, timing in timings.items():
             result[name].append(timing.seconds)
     return result

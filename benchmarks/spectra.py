@@ -1,7 +1,7 @@
 """All singular values of ResNet-18's convolutions, against numpy and torch on the full grid of frequencies.
 
-`python -m benchmarks.spectra` prints a Markdown section. Every convolution of the network is taken with circular padding,
-its stride included, 32x32 (small stem) and 224x224 inputs. Contestants take turns, layer by layer:
+Every convolution of the network is taken with circular padding, its stride included, 32x32 (small stem) and 224x224
+inputs. Contestants take turns, layer by layer:
 
 - numpy, from the definition: `fft2` of the kernel on the whole grid, `svd(compute_uv=False)`, LAPACK single-threaded;
 - torch: the same with `torch.linalg.svdvals`, single-threaded (with more threads it is slower on small matrices);
@@ -9,6 +9,7 @@ its stride included, 32x32 (small stem) and 224x224 inputs. Contestants take tur
 
 The full-grid contestants take a sample of the frequencies that is spread over the grid, and the time of their SVDs is
 scaled up: every matrix costs the same. Layers of equal shape are measured once and counted as often as they occur.
+The floor is the arithmetic of the tridiagonal reductions (`network.spectrum_flops`) at the rate of a matrix product.
 """
 
 from __future__ import annotations
@@ -18,20 +19,34 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from benchmarks.timing import machine
+from benchmarks.network import spectrum_flops
+from benchmarks.timing import gemm_rate, threads
 from weightspace.operators import ConvGeometry, ConvOperator, operator_of
 from weightspace.operators.spectrum import singular_values
 from weightspace.training.models import build_model
 
 NUMPY, TORCH = "numpy fft2 + svd", "torch svdvals, full grid"
 SAMPLE_FLOPS = 3e9  # of one full-grid turn: tens to hundreds of milliseconds
+SMALL_FLOPS = 0.5e9  # kinds of layers of less are left out of the table of floors
+TARGET = 4.0
+Times = dict[str, list[float]]  # seconds of every contestant, turn by turn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The layers of one shape: how many, their times, and the operations of their floor."""
+
+    geometry: ConvGeometry
+    count: int
+    times: Times
+    flops: float
 
 
 def convolutions(image_size: int, stem: str) -> Counter[ConvGeometry]:
@@ -80,39 +95,35 @@ def full_grid(operator: ConvOperator, library: str) -> Callable[[], float]:
     return run
 
 
-def ours(operator: ConvOperator, threads: int, *, fast: bool) -> Callable[[], float]:
+def ours(operator: ConvOperator, count: int, *, fast: bool) -> Callable[[], float]:
     """Seconds of `singular_values` with so many threads."""
 
     def run() -> float:
-        torch.set_num_threads(threads)
-        start = time.perf_counter()
-        singular_values(operator, fast=fast)
-        seconds = time.perf_counter() - start
-        torch.set_num_threads(1)
-        return seconds
+        with threads(count):
+            start = time.perf_counter()
+            singular_values(operator, fast=fast)
+            return time.perf_counter() - start
 
     return run
 
 
-def measure(operator: ConvOperator, threads: int, rounds: int) -> dict[str, list[float]]:
+def our_name(count: int, *, fast: bool = False) -> str:
+    """Name of a contestant of ours."""
+    return f"ours{', fast' if fast else ''}, {count} thread{'s' if count > 1 else ''}"
+
+
+def measure(operator: ConvOperator, counts: list[int], rounds: int) -> Times:
     """Seconds of every contestant, turn by turn."""
-    contestants = {
-        NUMPY: full_grid(operator, NUMPY),
-        TORCH: full_grid(operator, TORCH),
-        "ours, 1 thread": ours(operator, 1, fast=False),
-        f"ours, {threads} threads": ours(operator, threads, fast=False),
-        "ours, fast, 1 thread": ours(operator, 1, fast=True),
-        f"ours, fast, {threads} threads": ours(operator, threads, fast=True),
-    }
-    torch.set_num_threads(1)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    with threadpool_limits(1, user_api="blas"):
+    contestants = {NUMPY: full_grid(operator, NUMPY), TORCH: full_grid(operator, TORCH)}
+    for fast in (False, True):
+        contestants |= {our_name(count, fast=fast): ours(operator, count, fast=fast) for count in counts}
+    times: Times = {name: [] for name in contestants}
+    with threads(1), threadpool_limits(1, user_api="blas"):
         for turn in range(rounds + 1):
             for name, run in contestants.items():
                 seconds = run()
                 if turn:  # the first is warm-up
                     times[name].append(seconds)
-    torch.set_num_threads(threads)
     return times
 
 
@@ -130,54 +141,84 @@ def quartiles(slow: list[float], quick: list[float]) -> str:
     return f"{middle:.1f} ({lower:.1f}–{upper:.1f})"
 
 
-def network_section(image_size: int, stem: str, rounds: int) -> str:
-    """One table: every kind of layer, and the sums over the network."""
-    threads = torch.get_num_threads()
-    lines: list[str] = []
-    sums: dict[str, dict[str, list[float]]] = {"stride 1": {}, "all": {}}
-    for geometry, count in convolutions(image_size, stem).items():
+def kinds_of(image_size: int, stem: str, counts: list[int], rounds: int, *, quick: bool) -> list[Kind]:
+    """Measures every kind of layer of the network."""
+    found = list(convolutions(image_size, stem).items())
+    kinds: list[Kind] = []
+    for geometry, count in found[:3] if quick else found:
         torch.manual_seed(0)
         operator = ConvOperator(torch.randn(geometry.weight_shape) / geometry.in_channels, geometry)
-        times = measure(operator, threads, rounds)
-        for name, seconds in times.items():
-            for key in ("stride 1", "all") if geometry.stride == (1, 1) else ("all",):
-                old = sums[key].setdefault(name, [0.0] * rounds)
-                sums[key][name] = [a + count * b for a, b in zip(old, seconds, strict=True)]
-        size = f"{geometry.out_channels}x{geometry.in_channels}x{geometry.kernel_size[0]}x{geometry.kernel_size[1]}"
-        # One Hermitian tridiagonal reduction for each frequency of the half grid.
-        side = min(geometry.out_channels, geometry.in_channels * geometry.stride[0] ** 2)
-        floor = 8 / 3 * geometry.output_size[0] ** 2 * side**3 / 1e9
-        lines.append(
-            f"| {count} of {size} /{geometry.stride[0]} at {geometry.input_size[0]} | {floor:.2f} |" + cells(times)
+        kinds.append(Kind(geometry, count, measure(operator, counts, rounds), spectrum_flops(geometry)))
+    return kinds
+
+
+def summed(kinds: list[Kind]) -> Times:
+    """Times of a network: every kind as often as it occurs, turn by turn."""
+    return {
+        name: [sum(k.count * k.times[name][turn] for k in kinds) for turn in range(len(kinds[0].times[name]))]
+        for name in kinds[0].times
+    }
+
+
+def summary_rows(image_size: int, kinds: list[Kind], counts: list[int]) -> list[str]:
+    """How many times faster than each reference, on the stride-1 layers and over the network."""
+    size, rows = f"{image_size}x{image_size}", []
+    plain = [kind for kind in kinds if set(kind.geometry.stride) == {1}]
+    for label, part, fast in (
+        (f"{size}, stride 1", plain, False),
+        (f"{size}, whole network", kinds, False),
+        (f"{size}, stride 1, `fast=True`", plain, True),
+        (f"{size}, whole network, `fast=True`", kinds, True),
+    ):
+        times = summed(part)
+        ratios = [
+            quartiles(times[slow], times[our_name(count, fast=fast)]) for slow in (NUMPY, TORCH) for count in counts
+        ]
+        seconds = [f"{statistics.median(times[our_name(count, fast=fast)]):.2g}" for count in counts]
+        rows.append(f"| {label} | " + " | ".join(ratios + seconds) + " |")
+    return rows
+
+
+def floor_rows(kinds: list[Kind], rate: float) -> list[str]:
+    """Every kind of layer of some size beside its floor, with one thread."""
+    rows: list[str] = []
+    for kind in kinds:
+        if kind.flops < SMALL_FLOPS:
+            continue
+        g = kind.geometry
+        plain, fast = (statistics.median(kind.times[our_name(1, fast=fast)]) for fast in (False, True))
+        floor = kind.flops / rate
+        shape = "x".join(str(n) for n in g.weight_shape)
+        rows.append(
+            f"| {kind.count} of {shape} /{g.stride[0]} at {g.input_size[0]} | {kind.flops / 1e9:.2f} | {1e3 * floor:.3g} "
+            f"| {1e3 * plain:.3g} | {plain / floor:.1f} | {fast / floor:.1f} "
+            f"| {quartiles(kind.times[NUMPY], kind.times[our_name(1)])} |"
         )
-    for key, times in sums.items():
-        lines.append(f"| **{key}, whole network** | |" + cells(times))
-    names = list(times)[2:]
-    header = (
-        "| layers | Gflop floor | ms: "
-        + " / ".join(names)
-        + " | "
-        + " | ".join(f"{n}: faster than {r}" for n in names for r in ("numpy", "torch"))
-        + " |"
-    )
-    return "\n".join(
-        [f"{image_size}x{image_size} inputs:", "", header, "|---|---|---|" + "---|" * (2 * len(names)), *lines, ""]
-    )
+    return rows
 
 
-def cells(times: dict[str, list[float]]) -> str:
-    """Milliseconds of ours, then each one's speed-up over numpy and torch."""
-    names = list(times)[2:]
-    milliseconds = " / ".join(f"{1e3 * statistics.median(times[name]):.3g}" for name in names)
-    ratios = [quartiles(times[slow], times[name]) for name in names for slow in (NUMPY, TORCH)]
-    return f" {milliseconds} | " + " | ".join(ratios) + " |"
+def verdicts(kinds: list[Kind], image_size: int, counts: list[int]) -> str:
+    """The targets: four times numpy on the stride-1 layers, four times svdvals over the network."""
+    plain = summed([kind for kind in kinds if set(kind.geometry.stride) == {1}])
+    whole = summed(kinds)
+    words: list[str] = []
+    for count in counts:
+        for label, times, slow in (
+            ("numpy, stride 1", plain, NUMPY),
+            ("`svdvals`, network", whole, TORCH),
+        ):
+            ratio = statistics.median(a / b for a, b in zip(times[slow], times[our_name(count)], strict=True))
+            words.append(
+                f"{label}, {count} thread{'s' if count > 1 else ''}: {'met' if ratio >= TARGET else '**not met**'} ({ratio:.1f})"
+            )
+    return f"Targets at {image_size}x{image_size}, at least {TARGET:g} times as fast as " + "; ".join(words) + "."
 
 
-def accuracy_section() -> str:
+def accuracy_section(*, quick: bool) -> str:
     """Errors of float32 on random layers of the network's sizes."""
-    lines = ["| layer | largest error / sigma_max | with fast=True |", "|---|---|---|"]
+    lines = ["| layer | largest error / sigma_max | with `fast=True` |", "|---|---|---|"]
     base = next(iter(convolutions(32, "cifar")))
-    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4))[: 1 if quick else 4]:
         torch.manual_seed(0)
         square = replace(base, in_channels=channels, out_channels=channels, input_size=(size, size))
         plain, fast = errors(ConvOperator(torch.randn(square.weight_shape), square))
@@ -185,14 +226,47 @@ def accuracy_section() -> str:
     return "\n".join(lines)
 
 
-def section(rounds: int = 7) -> str:
+def section(*, quick: bool = False) -> str:
     """The benchmark as Markdown."""
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    return "\n".join(
-        [f"## All singular values of ResNet-18's convolutions\n\n{machine()}; {rounds} turns, medians (quartiles).\n"]
-        + [network_section(size, stem, rounds) for size, stem in ((32, "cifar"), (224, "imagenet"))]
-        + [accuracy_section()]
-    )
+    counts = sorted({1, torch.get_num_threads()})
+    with threads(1):
+        rate = gemm_rate()
+    sizes = ((32, "cifar", 2),) if quick else ((32, "cifar", 5), (224, "imagenet", 3))
+    networks = {size: kinds_of(size, stem, counts, rounds, quick=quick) for size, stem, rounds in sizes}
+    words = [f"{count} thread{'s' if count > 1 else ''}" for count in counts]
+    header = [f"{name}, {word}" for name in ("numpy", "torch `svdvals`") for word in words]
+    turns = " and ".join(f"{rounds} turns at {size}x{size}" for size, _, rounds in sizes)
+    lines = [
+        "## All singular values of ResNet-18's convolutions",
+        "",
+        (
+            f"Circular padding, the layers' strides included; {turns}. The references are written from the definition: the kernel's "
+            "Fourier transform on the whole grid of frequencies and an SVD of each symbol, single-threaded; they take a sample of "
+            "the frequencies, scaled up. How many times faster `singular_values` is, with so many threads, and how long it takes:"
+        ),
+        "",
+        f"| input, layers | {' | '.join(header)} | " + " | ".join(f"s, {word}" for word in words) + " |",
+        "|---|" + "---|" * (len(header) + len(words)),
+        *(row for size, kinds in networks.items() for row in summary_rows(size, kinds, counts)),
+        "",
+        *(verdicts(kinds, size, counts) + "\n" for size, kinds in networks.items()),
+        (
+            "Beside the floor, one thread. Floor: the tridiagonal reduction of one Hermitian matrix for each frequency of the half grid, "
+            f"$\\frac83 n^2 c^3$, at the rate of a float32 matrix product, {rate / 1e9:.0f} Gflop/s. No algorithm reaches it: half of a "
+            "reduction is products of a matrix with a vector, which wait for memory, and the SVD that keeps all digits takes twice the arithmetic. Layers of less than half a Gflop are left out."
+        ),
+        "",
+        "| layers | Gflop | floor, ms | ours, ms | times the floor | with `fast=True` | faster than numpy |",
+        "|---|---|---|---|---|---|---|",
+        *(row for kinds in networks.values() for row in floor_rows(kinds, rate)),
+        "",
+        "Accuracy, random kernels, float32 against float64:",
+        "",
+        accuracy_section(quick=quick),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def interleave(
     rounds: int = 60,
     warm_up: int = 5,
     seconds: float = 60.0,
+    fewest: int = 5,
 ) -> dict[str, Timing]:
     """Times every contestant once a round.
 
@@ -41,7 +43,8 @@ def interleave(
         reference: The name that ratios are taken to.
         rounds: Rounds to keep.
         warm_up: Rounds to throw away.
-        seconds: Stop early after this long, with the rounds there are (at least five).
+        seconds: Stop early after this long, with the rounds there are (at least `fewest`).
+        fewest: Rounds to keep at least.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     begin = time.perf_counter()
@@ -53,7 +56,7 @@ def interleave(
             synchronize()
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - start)
-        if time.perf_counter() - begin > seconds and turn >= warm_up + 5:
+        if time.perf_counter() - begin > seconds and turn >= warm_up + fewest - 1:
             break
     result: dict[str, Timing] = {}
     for name, own in times.items():
@@ -86,6 +89,25 @@ def machine() -> str:
         ]
         name = lines[0] if lines else name
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def gemm_rate(side: int = 1024) -> float:
+    """Floating-point operations a second of a float32 matrix product with the present number of threads."""
+    left, right = torch.randn(side, side, device=device()), torch.randn(side, side, device=device())
+    out = torch.empty_like(left)
+    timing = interleave({"product": lambda: torch.mm(left, right, out=out)}, "product", rounds=20, warm_up=2)["product"]
+    return 2 * side**3 / timing.seconds
+
+
+@contextmanager
+def threads(count: int) -> Generator[None]:
+    """So many threads for torch inside; the old number afterwards."""
+    old = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(old)
 
 
 def copy_bandwidth(mib: int = 45) -> float:
