@@ -21,6 +21,7 @@ from weightspace.operators import (
 )
 from weightspace.operators.extremes import Extremes
 from weightspace.operators.geometry import ConvGeometry, torus
+from weightspace.operators.moments import stacked_second_moments
 from weightspace.precision import full_precision
 
 Detail = Literal["moments", "extremes", "spectra", "exact"]
@@ -184,7 +185,7 @@ def folded_s2(operator: ConvOperator, scale: torch.Tensor) -> float | None:
     if whole is None:
         return None
     try:
-        return float(singular_value_moments(whole).s2)
+        return float(stacked_second_moments(whole.weight[None], whole.geometry)[0])
     except OperatorError:
         return None
 

@@ -89,7 +89,6 @@ class Trace:
     """
 
     calls: list[Call] = field(default_factory=list[Call])
-    signal: Signal = field(default_factory=Signal)
     input_rms: float = math.nan
     output_rms: float = math.nan
     input_gradient_norm: float | None = None

@@ -144,18 +144,11 @@ def stacked_moments(weights: torch.Tensor, geometry: ConvGeometry) -> tuple[torc
     Returns:
         `s2` and `s4`, each `(layers,)` in float64, differentiable once.
     """
-    for axis, taps in enumerate(geometry.kernel_size):
-        outputs = geometry.output_length(axis)
-        if taps**3 * outputs > LARGEST_OVERLAPS:
-            raise OperatorError(
-                f"A kernel of {taps} taps with {outputs} outputs along dimension {axis} has too many overlaps to "
-                "count; use stochastic_moments()."
-            )
+    _check_overlaps(geometry)
     weights = weights.to(compute_dtype(weights))
     wanted = torch.is_grad_enabled() and weights.requires_grad
     with torch.no_grad(), full_precision():
-        scale = weights.abs().amax(dim=tuple(range(1, weights.ndim)), keepdim=True)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # so that no fourth power vanishes or overflows
+        scale = _scale(weights)
         s2, gradient2 = _second_moment(weights / scale, geometry)
         s4, gradient4 = _fourth_moment(weights / scale, geometry, wanted)
         factor = scale.flatten().to(s2.dtype)
@@ -208,6 +201,32 @@ def stochastic_moments(
 
 
 # ---------------------------------------------------------------------------------------------- the two sums
+
+
+def stacked_second_moments(weights: torch.Tensor, geometry: ConvGeometry) -> torch.Tensor:
+    """The first of the two sums alone, which costs no product of channel matrices; not differentiable."""
+    _check_overlaps(geometry)
+    weights = weights.to(compute_dtype(weights))
+    with torch.no_grad(), full_precision():
+        scale = _scale(weights)
+        s2, _ = _second_moment(weights / scale, geometry)
+        return s2 * scale.flatten().to(s2.dtype) ** 2
+
+
+def _check_overlaps(geometry: ConvGeometry) -> None:
+    for axis, taps in enumerate(geometry.kernel_size):
+        outputs = geometry.output_length(axis)
+        if taps**3 * outputs > LARGEST_OVERLAPS:
+            raise OperatorError(
+                f"A kernel of {taps} taps with {outputs} outputs along dimension {axis} has too many overlaps to "
+                "count; use stochastic_moments()."
+            )
+
+
+def _scale(weights: torch.Tensor) -> torch.Tensor:
+    """The largest entry of each layer, so that no fourth power vanishes or overflows; 1 for a zero weight."""
+    scale = weights.abs().amax(dim=tuple(range(1, weights.ndim)), keepdim=True)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def _second_moment(weights: torch.Tensor, geometry: ConvGeometry) -> tuple[torch.Tensor, torch.Tensor]:
