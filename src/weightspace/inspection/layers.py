@@ -151,8 +151,7 @@ def layer_spectrum(operator: ConvOperator, detail: Detail) -> LayerSpectrum:
             extremes = replace(extremes, sigma_min=0.0, is_sigma_min_exact=True)  # whatever the weight is
         values, true_padding, frequency_map = None, False, None
         if level >= 2:
-            values, true_padding = _values(operator, insist=level == 3, problems=problems)
-            frequency_map = _frequency_map(operator)
+            values, true_padding, frequency_map = _values(operator, insist=level == 3, problems=problems)
         return LayerSpectrum(
             shape=operator.shape,
             rank_bound=_rank_bound(operator),
@@ -239,31 +238,31 @@ def _extremes(operator: ConvOperator, *, exact: bool, problems: list[str]) -> Ex
         return _extremes(operator, exact=False, problems=problems)
 
 
-def _values(operator: ConvOperator, *, insist: bool, problems: list[str]) -> tuple[torch.Tensor | None, bool]:
-    """All singular values, under the true padding where that is cheap or insisted on."""
-    geometry = operator.geometry
-    is_small = math.prod(operator.shape) <= SMALL
-    if is_small or insist or geometry.is_block_circulant():
+def _values(
+    operator: ConvOperator, *, insist: bool, problems: list[str]
+) -> tuple[torch.Tensor | None, bool, torch.Tensor | None]:
+    """All singular values, whether they are those under the true padding, and the largest at every frequency.
+
+    True padding where that is cheap or insisted on. One pass over the frequencies serves values and map.
+    """
+    geometry: ConvGeometry = operator.geometry
+    has_map, is_circulant = geometry.dimensions == 2, geometry.is_block_circulant()
+    values = None
+    if math.prod(operator.shape) <= SMALL or insist or (is_circulant and not has_map):
         try:
-            return singular_values(operator), True
+            values = singular_values(operator)
         except OperatorError as error:
             problems.append(str(error))
+    is_true = values is not None or is_circulant
+    counterpart = ConvOperator(operator.weight, torus(geometry), is_transposed=operator.is_transposed)
     try:
-        counterpart = ConvOperator(operator.weight, torus(geometry), is_transposed=operator.is_transposed)
-        return singular_values(counterpart), False
+        if has_map:
+            spectrum = circular_spectrum(counterpart)
+            return spectrum.all_values() if values is None else values, is_true, spectrum.on_grid()[..., 0]
+        return singular_values(counterpart) if values is None else values, is_true, None
     except OperatorError as error:
         problems.append(str(error))
-        return None, False
-
-
-def _frequency_map(operator: ConvOperator) -> torch.Tensor | None:
-    geometry: ConvGeometry = operator.geometry
-    if geometry.dimensions != 2:
-        return None
-    try:
-        return circular_spectrum(ConvOperator(operator.weight, torus(geometry)), fast=True).on_grid()[..., 0]
-    except OperatorError:
-        return None
+        return values, values is not None, None
 
 
 def _rank_bound(operator: ConvOperator) -> int:

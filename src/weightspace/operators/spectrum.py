@@ -51,6 +51,15 @@ class CircularSpectrum:
     period: tuple[int, ...]
     output_size: tuple[int, ...]
 
+    def all_values(self) -> torch.Tensor:
+        """The values with multiplicity, descending, as `singular_values` gives them."""
+        return (
+            self.values.repeat_interleave(self.multiplicity.to(self.values.device), dim=0)
+            .flatten()
+            .sort(descending=True)
+            .values
+        )
+
     def on_grid(self) -> torch.Tensor:
         """The values on the whole grid, `(*output_size, values)`; entry 0 along a dimension is the constant wave.
 
