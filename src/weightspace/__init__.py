@@ -11,10 +11,10 @@
 
 from importlib.metadata import version
 
-from weightspace import errors, inspection, kernels, metrics, on, operators, optim, penalties, registry
+from weightspace import errors, inspection, kernels, manifolds, metrics, on, operators, optim, penalties, registry
 from weightspace.inspection import inspect, jacobian_singular_values
 from weightspace.operators import extreme_singular_values, norm_bound, singular_value_moments, singular_values
-from weightspace.optim import Rules, attach
+from weightspace.optim import Rules, attach, param_groups
 
 __version__ = version("weightspace")
 __all__ = [
@@ -27,11 +27,13 @@ __all__ = [
     "inspection",
     "jacobian_singular_values",
     "kernels",
+    "manifolds",
     "metrics",
     "norm_bound",
     "on",
     "operators",
     "optim",
+    "param_groups",
     "penalties",
     "registry",
     "singular_value_moments",

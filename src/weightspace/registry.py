@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from weightspace import metrics, penalties
+from weightspace import manifolds, metrics, penalties
 from weightspace.errors import RuleError, nearest
 from weightspace.kernels import Rule, Stage
 from weightspace.kernels.selection import Selection, parse
@@ -164,6 +164,68 @@ _ENTRIES = (
         "baseline: the rows of the layer, whatever the size of the image",
         {"plain": {}},
     ),
+    RuleEntry(
+        manifolds.Sphere,
+        "keeps the norm of each filter, slice or kernel",
+        "Ozay & Okatani, arXiv 1610.07008 (steps derived)",
+        "manifolds/sphere.md",
+        "the constraint to begin with: as cheap as the optimizer's own step",
+        {"filter": {}, "slice": {"grouping": "slice"}, "kernel": {"grouping": "kernel", "radius": 2.0}},
+    ),
+    RuleEntry(
+        manifolds.ZeroMeanSphere,
+        "keeps the norm and the zero mean of each filter, slice or kernel",
+        "derived",
+        "manifolds/zero-mean-sphere.md",
+        "the mean of a filter carries no information, as after a normalization layer",
+        {"filter": {}, "slice": {"grouping": "slice"}},
+    ),
+    RuleEntry(
+        manifolds.Oblique,
+        "keeps unit rows (filters) or unit columns, with one step size for the kernel",
+        "Ozay & Okatani, arXiv 1610.07008 (steps derived)",
+        "manifolds/oblique.md",
+        "as Sphere, when all filters of a layer should share a step size",
+        {"filter": {}, "column": {"by": "column"}, "slice": {"grouping": "slice"}},
+    ),
+    RuleEntry(
+        manifolds.Stiefel,
+        "keeps filters orthonormal, or slices orthogonal",
+        "Ozay & Okatani, arXiv 1610.07008 (steps derived)",
+        "manifolds/stiefel.md",
+        "every direction should pass a layer with the same gain",
+        {
+            "polar": {},
+            "QR": {"retraction": "qr"},
+            "canonical": {"metric": "canonical"},
+            "slice": {"grouping": "slice"},
+        },
+    ),
+    RuleEntry(
+        manifolds.Orthogonal,
+        "keeps square slices orthogonal, and their determinants",
+        "Ozay & Okatani, arXiv 1610.07008 (steps derived)",
+        "manifolds/orthogonal.md",
+        "square kernels as rotations; the slices of a kernel with exact geodesics in closed form",
+        {"slice": {"grouping": "slice"}},
+    ),
+    RuleEntry(
+        manifolds.Product,
+        "shares the channels of a weight out among manifolds, fixed or drawn anew",
+        "after Ozay & Okatani, arXiv 1701.06123, 1905.09054 (assignments derived)",
+        "manifolds/product.md",
+        "no single manifold fits all channels, or as an ensemble to compare with",
+        {
+            "input": {"parts": ["sphere(slice)", "stiefel(slice)"]},
+            "output": {"parts": ["stiefel(matrix)", "sphere(filter)"], "over": "output"},
+            "slice, random": {
+                "parts": ["sphere(slice)", "orthogonal(slice)"],
+                "over": "slice",
+                "assignment": "random",
+                "every": 2,
+            },
+        },
+    ),
 )
 
 REGISTRY: Mapping[str, RuleEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
@@ -182,7 +244,7 @@ def make_rule(name: str, /, **options: Any) -> Rule:
     entry = REGISTRY.get(name) if isinstance(name, str) else None
     if entry is None:
         raise RuleError(f"There is no rule {name!r}{_hint(name, REGISTRY)}")
-    known = [f.name for f in fields(entry.factory)]  # type: ignore[arg-type]  # every rule is a dataclass
+    known = [f.name for f in fields(entry.factory) if f.init]  # type: ignore[arg-type]  # every rule is a dataclass
     for option in options:
         if option not in known:
             raise RuleError(f"{name} has no option {option!r}{_hint(option, known)}")

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from weightspace.errors import SelectionError
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.points import PointView
 from weightspace.kernels.rule import Rule
-from weightspace.kernels.views import View, view_of
+from weightspace.kernels.views import View
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Route:
 
     info: ParameterInfo
     rules: tuple[int, ...]
-    views: tuple[View, ...]
+    views: tuple[View | PointView, ...]
     reasons: dict[int, str]
 
 
@@ -98,7 +99,7 @@ def route(
 
 def _route_one(rules: Sequence[Rule], info: ParameterInfo, is_held: bool) -> Route:
     acting: list[int] = []
-    views: list[View] = []
+    views: list[View | PointView] = []
     reasons: dict[int, str] = {}
     for index, rule in enumerate(rules):
         reason, view = _verdict(rule, info, is_held)
@@ -110,7 +111,7 @@ def _route_one(rules: Sequence[Rule], info: ParameterInfo, is_held: bool) -> Rou
     return Route(info, tuple(acting), tuple(views), reasons)
 
 
-def _verdict(rule: Rule, info: ParameterInfo, is_held: bool) -> tuple[str, View | None]:
+def _verdict(rule: Rule, info: ParameterInfo, is_held: bool) -> tuple[str, View | PointView | None]:
     if not rule.selection(info):
         return rule.why_not_selected(info), None
     if not info.parameter.requires_grad:
@@ -121,7 +122,7 @@ def _verdict(rule: Rule, info: ParameterInfo, is_held: bool) -> tuple[str, View 
     if refusal is not None:
         return refusal, None
     try:
-        return "", view_of(info, rule.view)
+        return "", rule.view_for(info)
     except SelectionError as error:
         return str(error), None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import fields
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.points import Grouping, PointView
 from weightspace.kernels.selection import Selection
-from weightspace.kernels.views import ViewName
+from weightspace.kernels.views import View, ViewName, view_of
 
 
 class Stage(IntEnum):
@@ -38,8 +39,16 @@ class Rule(ABC):
 
     @property
     @abstractmethod
-    def view(self) -> ViewName:
+    def view(self) -> ViewName | Grouping:
         """The view of a weight that this rule acts on."""
+
+    def view_for(self, info: ParameterInfo) -> View | PointView:
+        """How this parameter is seen by the rule.
+
+        Raises:
+            SelectionError: It has no such view.
+        """
+        return view_of(info, cast("ViewName", self.view))
 
     def refusal(self, info: ParameterInfo) -> str | None:
         """Why a selected parameter cannot carry this rule, or None if it can."""

@@ -15,6 +15,7 @@ from weightspace.kernels import Rule
 from weightspace.kernels.parameters import ParameterInfo, gradient_dtype, has_same_layout
 from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Batching
+from weightspace.manifolds import Manifold
 from weightspace.metrics import Metric
 from weightspace.penalties import Penalty
 
@@ -47,7 +48,7 @@ def check_rules(rules: tuple[Rule, ...]) -> None:
     if not rules:
         raise RuleError("attach() got no rule; pass at least one, such as ws.metrics.ChannelL2().")
     for rule in rules:
-        if not isinstance(rule, Metric | Penalty):
+        if not isinstance(rule, Metric | Penalty | Manifold):
             raise RuleError(f"attach() got {rule!r}, which is no rule; pass instances such as ChannelL2().")
         if rule.on is not None and not isinstance(rule.on, Selection):
             raise RuleError(f"{type(rule).__name__} got on={rule.on!r}; pass a selection such as ws.on.convs.")

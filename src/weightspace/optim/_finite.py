@@ -37,13 +37,18 @@ def sum_of(values: torch.Tensor) -> torch.Tensor:
 
 def raise_non_finite(infos: Iterable[ParameterInfo]) -> None:
     """Raises NonFiniteGradientError for the first gradient that holds NaN or infinity, if there is one."""
-    for info in infos:
-        grad = info.parameter.grad
+    raise_non_finite_named((info.name, info.parameter) for info in infos)
+
+
+def raise_non_finite_named(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """The same for names and parameters."""
+    for name, parameter in parameters:
+        grad = parameter.grad
         if grad is None or bool(grad.isfinite().all()):
             continue
         nan, inf = int(grad.isnan().sum()), int(grad.isinf().sum())
         raise NonFiniteGradientError(
-            f"The gradient of {info.name} holds {nan} NaN and {inf} infinite of {grad.numel()} values; no weight was "
+            f"The gradient of {name} holds {nan} NaN and {inf} infinite of {grad.numel()} values; no weight was "
             "changed. Lower the learning rate, clip gradients, or use a GradScaler with 16-bit precision."
         )
 

@@ -9,9 +9,13 @@ from torch.optim import Optimizer
 from weightspace.errors import AttachError
 from weightspace.kernels import Batch, Route, Rule, Workspace, describe, make_batches, route
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.views import View
+from weightspace.manifolds import Manifold
 from weightspace.optim._checks import Options, refuse_flat_shards, refuse_sharded
+from weightspace.optim._manifolds import Manifolds, check_constraints
 from weightspace.optim._penalties import Penalties
 from weightspace.optim._transform import BatchTransform
+from weightspace.optim.groups import refuse_two_constraints
 from weightspace.penalties import Penalty
 
 # Layers that are frozen and unfrozen in turn come back to a routing that is known; a training has few of them.
@@ -30,6 +34,8 @@ class Plan:
         transforms: One for each batch, ready to run.
         work: Temporary buffers.
         penalties: What penalties add, None if there are no penalties.
+        manifolds: The constraints, None if there are none.
+        steps: Steps taken; written by the rules.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options) -> None:
@@ -41,12 +47,17 @@ class Plan:
         self.transforms: list[BatchTransform] = []
         self.work = Workspace()
         self.penalties = Penalties() if any(isinstance(r, Penalty) for r in rules) else None
+        self.manifolds = Manifolds() if any(isinstance(r, Manifold) for r in rules) else None
+        self.steps = torch.zeros((), dtype=torch.int64)
         self._options = options
         self._blocks: dict[object, torch.Tensor] = {}
         self._routings: dict[object, tuple[Route, ...]] = {}
         self._carried: dict[int, Route] = {}
         self._known: list[tuple[object, ...]] = []
         self._build(_parameters(optimizer), strict=True)
+        if self.manifolds is not None:
+            check_constraints(optimizer, self.routes, rules)
+            self.manifolds.build(rules, self.routes)
 
     def update(self, optimizer: Optimizer) -> None:
         """Routes anew if the optimizer's parameters or their places in the model changed since the last look.
@@ -59,6 +70,9 @@ class Plan:
         parameters = _parameters(optimizer)
         if [_facts(p) for p in parameters] != self._known or not all(info.is_in_place for info in self.acting):
             self._build(parameters, strict=False)
+            if self.manifolds is not None:
+                check_constraints(optimizer, self.routes, self.rules)
+                self.manifolds.build(self.rules, self.routes, int(self.steps))
 
     def clear(self) -> None:
         """Forgets everything and frees the memory."""
@@ -68,13 +82,15 @@ class Plan:
         self.work.clear()
         if self.penalties is not None:
             self.penalties.clear()
+        if self.manifolds is not None:
+            self.manifolds.clear()
 
     def _build(self, parameters: list[nn.Parameter], *, strict: bool) -> None:
         known = [_facts(p) for p in parameters]
         self.routes = self._route(parameters, tuple(known), strict=strict)
         self.acting = [r.info for r in self.routes if r.rules]
         self.batches = make_batches(
-            [(r.info, r.views, r.rules) for r in self.routes if r.rules],
+            [(r.info, *_without_manifolds(r)) for r in self.routes if r.rules],
             batching=self._options.batching,
             inplace=self._options.inplace,
             blocks=self._blocks,
@@ -93,6 +109,7 @@ class Plan:
         held = {id(p) for p in parameters}
         refuse_flat_shards(infos, held)
         routes = route(self.rules, infos, parameters, strict=strict)
+        refuse_two_constraints(self.rules, routes)
         for r in routes:
             if r.rules:
                 refuse_sharded(r.info)
@@ -115,6 +132,12 @@ class Plan:
                     f"{self.rules[index]} acted on {before.info.name} and cannot any more: {now.reasons[index]}; "
                     "call rules.remove(), then attach rules that fit the changed model."
                 )
+
+
+def _without_manifolds(entry: Route) -> tuple[tuple[View, ...], tuple[int, ...]]:
+    """The views and rules that act on the gradient's buffer."""
+    kept = [(v, i) for v, i in zip(entry.views, entry.rules, strict=True) if isinstance(v, View)]
+    return tuple(v for v, _ in kept), tuple(i for _, i in kept)
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

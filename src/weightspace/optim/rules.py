@@ -17,9 +17,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from weightspace.errors import AttachError
-from weightspace.kernels import RoutingTable, Rule
+from weightspace.kernels import RoutingTable, Rule, unwrap
 from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
 from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sums
+from weightspace.optim._manifolds import Reproject
 from weightspace.optim._penalties import add
 from weightspace.optim._plan import Plan
 from weightspace.optim._stand_ins import StandIns
@@ -41,7 +42,7 @@ class Rules:
         self._plan = Plan(optimizer, model, rules, options)
         self._stand_ins = StandIns()
         self._measured: Measured = {}
-        self._steps = torch.zeros((), dtype=torch.int64)
+        self._steps = self._plan.steps
         self._is_open = self._is_removed = False
         self._handles = [
             optimizer.register_step_pre_hook(self._as_hook(self._before_step)),
@@ -51,6 +52,9 @@ class Rules:
         # torch has no way to register first.
         hooks = cast("Any", optimizer)._optimizer_step_post_hooks  # noqa: SLF001
         hooks.move_to_end(self._handles[1].id, last=False)
+        if self._plan.manifolds is not None:
+            reproject = Reproject(self._plan.manifolds, self._steps)
+            self._handles.append(unwrap(model).register_load_state_dict_post_hook(reproject))
 
     def _as_hook(self, act: Callable[..., Any]) -> Any:
         # A compiled optimizer runs the hooks as they are and compiles its own arithmetic.
@@ -72,6 +76,8 @@ class Rules:
         """Every parameter with its rules and views, or the reason why none. Prints itself."""
         self._refresh("there is no table")
         modes = {i.name: f"{len(b.infos)} × {b.mode}" for b in self._plan.batches for i in b.infos}
+        for name, distance in self.moved.items():
+            modes[name] = f"{modes.get(name, '')}, moved by {100 * distance:.3g} %".removeprefix(", ")
         return RoutingTable(self.rules, self._plan.routes, modes)
 
     @property
@@ -80,11 +86,26 @@ class Rules:
         return int(self._steps)
 
     @property
+    def moved(self) -> dict[str, float]:
+        """Weights that were off their manifolds and were moved onto them, at attach or later, after `load_state_dict`.
+
+        How far, in the Frobenius norm, relative to the weight's norm before; by parameter name, of the latest time.
+        """
+        return {} if self._plan.manifolds is None else dict(self._plan.manifolds.moved)
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """For every constrained weight, how many of its points ever needed an exact retraction, by name."""
+        tasks = [] if self._plan.manifolds is None else self._plan.manifolds.tasks
+        return {task.info.name: task.fallbacks for task in tasks}
+
+    @property
     def measurements(self) -> dict[str, dict[str, float]]:
         """Per-parameter figures of the latest measured step (see `measure_every`); reading them synchronizes.
 
         `rho`: share of the gradient's energy in its mean along the first metric's axis, in [0, 1].
         `shrinkage`: norm of the transformed over the norm of the loss gradient, before penalties are added.
+        `R`: Frobenius norm of the Riemannian gradient of a constrained weight; near zero where nothing moves any more.
         A penalty's name: its value at its latest evaluation, whether or not anything else is measured.
 
         Cost: one copy and one synchronization for each device.
@@ -94,6 +115,9 @@ class Rules:
         if self._plan.penalties is not None:
             for name, values in self._plan.penalties.values().items():
                 figures[name] = {**figures.get(name, {}), **values}
+        if self._plan.manifolds is not None:
+            for name, norm in self._plan.manifolds.norms().items():
+                figures[name] = {**figures.get(name, {}), "R": norm}
         return figures
 
     @full_precision()
@@ -102,6 +126,7 @@ class Rules:
 
         For a metric: its defining equation, applied to the answer for a random gradient, must give that gradient back;
         with `keep_norm` the answer must have the gradient's norm; a stack of weights must give what each gives alone.
+        For a manifold: how far every constrained weight is from it now; see `weightspace.manifolds.Manifold.violation`.
         For a penalty: its gradient must be the derivative of its value, by central differences in float64, on layers of
         the routed kinds with fewer channels and smaller images.
 
@@ -115,6 +140,8 @@ class Rules:
         checks = measure_properties(self.rules, self._plan.batches, self._plan.work)
         if self._plan.penalties is not None:
             checks += measure_penalties(self._plan.penalties)
+        if self._plan.manifolds is not None:
+            checks += self._plan.manifolds.measure(int(self._steps))
         raise_if_broken(checks)
         return checks
 
@@ -154,7 +181,7 @@ class Rules:
                     f"The state was saved with other {noun}: saved {state[key]}, attached {mine[key]}; "
                     "attach the same rules first."
                 )
-        self._steps = torch.as_tensor(state["steps"], dtype=torch.int64).detach().clone().cpu()
+        self._steps.copy_(torch.as_tensor(state["steps"], dtype=torch.int64))
         if self._plan.penalties is not None:
             self._plan.penalties.load(state["penalties"])
 
@@ -202,7 +229,7 @@ class Rules:
                 "copy.deepcopy((model, optimizer, rules)); these were removed or came without it."
             )
         twin = Rules(optimizer, copy.deepcopy(self._plan.model, memo), self.rules, self._options)
-        twin._steps = self._steps.clone()
+        twin._steps.copy_(self._steps)
         twin._measured = dict(self._measured)
         if twin._plan.penalties is not None and self._plan.penalties is not None:
             twin._plan.penalties.copy_from(self._plan.penalties)
@@ -236,8 +263,11 @@ class Rules:
         return args, {**kwargs, "closure": wrapped}
 
     @torch.no_grad()
-    def _after_step(self, _: Optimizer, __: tuple[Any, ...], ___: dict[str, Any]) -> None:
+    def _after_step(self, optimizer: Optimizer, _: tuple[Any, ...], __: dict[str, Any]) -> None:
         self._stand_ins.take_back()
+        if self._plan.manifolds is not None:
+            with full_precision():
+                self._plan.manifolds.after(optimizer, int(self._steps))
         if self._is_open:  # a subclass that calls its parent's step fires the hooks twice
             self._steps += 1
             self._is_open = False
@@ -276,6 +306,8 @@ class Rules:
             raise_overflow(inplace=inplace)
         if additions:
             add(additions, swaps, getattr(optimizer, "grad_scale", None))
+        if self._plan.manifolds is not None:
+            self._plan.manifolds.before(swaps, int(self._steps), must_measure=measured is not None)
         self._stand_ins.put(swaps)
 
     def _must_check(self, optimizer: Optimizer) -> bool:

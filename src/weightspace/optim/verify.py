@@ -12,10 +12,14 @@ from weightspace.errors import VerificationError
 from weightspace.kernels import Rule, Workspace
 from weightspace.kernels.stacking import Batch
 from weightspace.kernels.views import View
+from weightspace.manifolds import Constraint
 from weightspace.metrics import Layout, Metric
 
 # Rounding in a few hundred operations, as a multiple of the machine epsilon; a wrong constant is off by far more.
 _SLACK = 200.0
+_ROUNDING = 1e-6  # of float32, beside a bound that is exact
+
+ON_MANIFOLD = "that the weight lies on its manifold"
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,19 @@ class _Probe:
         self.metric.apply(block, block, Layout(2, self._grid), self._work)
         error = (block.view_as(alone) - alone).abs().max() / alone.abs().max()
         return self._check("that stacked weights get what each gets alone", error)
+
+
+def check_constraint(
+    constraint: Constraint, parameter: torch.Tensor, step: int, slack: torch.Tensor | None = None
+) -> PropertyCheck:
+    """How far a weight is from its manifold, beside what is allowed.
+
+    Of the pieces of a product it is the one that comes nearest to its bound, or exceeds it most. `slack` holds the bound
+    that steps without a correction carried along: it is allowed too.
+    """
+    error, bound = constraint.worst(parameter.detach(), step)
+    carried = 0.0 if slack is None else float(slack[0]) + _ROUNDING
+    return PropertyCheck(constraint.manifold.text(), (constraint.name,), ON_MANIFOLD, error, max(bound, carried))
 
 
 def raise_if_broken(checks: Iterable[PropertyCheck]) -> None:

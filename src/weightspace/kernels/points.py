@@ -1,0 +1,138 @@
+"""A weight as a bundle of points of a manifold: which numbers form one point, and which points form one product.
+
+Every point is a matrix `(n, p)`; a vector is a matrix of one row. A grouping turns a weight into `(*lead, n, p)`:
+
+| grouping | one point is | points of a `(c_out, c_in, k_h, k_w)` kernel | one step size for |
+|---|---|---|---|
+| `slice` | a spatial slice | `(1, c_out, c_in, k_h, k_w)` | each slice |
+| `input` | a spatial slice | the same | the slices of one filter: a product over input channels |
+| `output` | a spatial slice | the same | the slices that read one channel: a product over output channels |
+| `both` | a spatial slice | the same | all slices of the kernel: a product over both |
+| `filter` | an output filter, flattened | `(1, c_out, 1, c_in*k_h*k_w)` | each filter |
+| `matrix` | the kernel as a matrix | `(1, c_out, c_in*k_h*k_w)` | the kernel |
+| `kernel` | the kernel as a vector | `(1, 1, c_out*c_in*k_h*k_w)` | the kernel |
+
+The first dimension counts the groups of a grouped convolution: `matrix` is one matrix for each. Columns come in memory
+order (channels_last weights are viewed, not copied); no manifold here depends on the order of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from weightspace.errors import SelectionError
+
+Grouping = Literal["slice", "filter", "matrix", "kernel", "input", "output", "both"]
+GROUPINGS: tuple[Grouping, ...] = ("slice", "filter", "matrix", "kernel", "input", "output", "both")
+SLICES = frozenset({"slice", "input", "output", "both"})
+# Leading dimensions (groups, out, in) that one step size spans.
+_PRODUCTS: dict[str, tuple[int, ...]] = {"input": (2,), "output": (1,), "both": (0, 1, 2)}
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where a weight keeps its channels.
+
+    Attributes:
+        out_axis: Dimension of the output channels: 1 for transposed convolutions, else 0.
+        groups: `groups` of the convolution, else 1.
+    """
+
+    out_axis: int = 0
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class PointView:
+    """How tensors of one shape and layout become points `(*lead, n, p)`.
+
+    Attributes:
+        name: The grouping.
+        shape: `(*lead, n, p)`.
+        product: The leading dimensions that share one step size; empty if every point has its own.
+        is_view: Whether the points of a tensor with the strides of the first one share its memory.
+    """
+
+    name: Grouping
+    shape: tuple[int, ...]
+    product: tuple[int, ...]
+    is_view: bool
+    _channels: Channels
+    _order: tuple[int, ...] = ()
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The points of `tensor`: its own memory if `is_view` and its strides are those of the first tensor.
+
+        Tensors with other strides (a contiguous gradient of a channels_last weight) are copied into the same order.
+        """
+        return _whole(tensor, self._channels).permute(self._order).reshape(self.shape)
+
+    def write(self, tensor: torch.Tensor, points: torch.Tensor) -> None:
+        """Puts points into a tensor; nothing to do where they are its own memory."""
+        if not (points.data_ptr() == tensor.data_ptr() and points.dtype == tensor.dtype):
+            ordered = _whole(tensor, self._channels).permute(self._order)
+            ordered.copy_(points.reshape(ordered.shape))
+
+
+def point_view(tensor: torch.Tensor, grouping: Grouping, channels: Channels, name: str = "The weight") -> PointView:
+    """How a tensor becomes points of a grouping.
+
+    Raises:
+        SelectionError: The tensor has no such points.
+
+    Example:
+        >>> kernel = torch.zeros(8, 3, 5, 5)
+        >>> point_view(kernel, "matrix", Channels()).shape, point_view(kernel, "slice", Channels()).shape
+        ((1, 8, 75), (1, 8, 3, 5, 5))
+    """
+    if grouping not in GROUPINGS:
+        raise SelectionError(f"Grouping {grouping!r} was asked for; the groupings are {', '.join(GROUPINGS)}.")
+    if tensor.ndim < 2:
+        raise SelectionError(f"{name} of shape {tuple(tensor.shape)} is no matrix or kernel: it has no points.")
+    if grouping in SLICES and tensor.ndim not in (3, 4):
+        raise SelectionError(
+            f"{name} of shape {tuple(tensor.shape)} has no spatial slices: 1-D and 2-D convolutions have."
+        )
+    if grouping in SLICES and math.prod(tensor.shape[2:]) == 1:
+        raise SelectionError(f"{name} is a 1x1 kernel: its slices are single numbers, whose manifold is {{+1, -1}}.")
+    whole = _whole(tensor, channels)
+    order = _order(whole, grouping)
+    ordered = whole.permute(order)
+    shape = _shape(ordered, grouping)
+    return PointView(grouping, shape, _PRODUCTS.get(grouping, ()), _can_view(ordered, shape), channels, order)
+
+
+def _whole(tensor: torch.Tensor, channels: Channels) -> torch.Tensor:
+    """A view of the tensor as `(groups, out, in, *taps)`."""
+    groups = channels.groups
+    whole = tensor.unflatten(0, (groups, tensor.shape[0] // groups)) if groups > 1 else tensor.unsqueeze(0)
+    return whole.transpose(1, 2) if channels.out_axis == 1 else whole
+
+
+def _order(whole: torch.Tensor, grouping: Grouping) -> tuple[int, ...]:
+    """The dimensions with those that a point merges in memory order, in which every dense layout can be viewed."""
+    first = whole.ndim if grouping in SLICES else 0 if grouping == "kernel" else 2
+    merged = sorted(range(first, whole.ndim), key=lambda d: -whole.stride(d) if whole.shape[d] > 1 else -math.inf)
+    return (*range(first), *merged)
+
+
+def _shape(ordered: torch.Tensor, grouping: Grouping) -> tuple[int, ...]:
+    if grouping in SLICES:
+        return tuple(ordered.shape) if ordered.ndim == 5 else (*ordered.shape[:3], 1, ordered.shape[3])
+    if grouping == "kernel":
+        return (1, 1, ordered.numel())
+    groups, rows = ordered.shape[:2]
+    columns = ordered.numel() // max(1, groups * rows)
+    return (groups, rows, columns) if grouping == "matrix" else (groups, rows, 1, columns)
+
+
+def _can_view(ordered: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    try:
+        ordered.view(shape)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,27 @@
+"""Manifolds: where the weights of a layer may live. Each is a rule for `attach` and a constraint for `param_groups`."""
+
+from weightspace.manifolds.base import Manifold
+from weightspace.manifolds.constraint import Constraint
+from weightspace.manifolds.euclidean import Euclidean
+from weightspace.manifolds.oblique import Oblique
+from weightspace.manifolds.orthogonal import Orthogonal
+from weightspace.manifolds.product import Product
+from weightspace.manifolds.sphere import Sphere
+from weightspace.manifolds.stiefel import Stiefel
+from weightspace.manifolds.text import know, parse
+from weightspace.manifolds.zero_mean_sphere import ZeroMeanSphere
+
+know((Euclidean, Sphere, ZeroMeanSphere, Oblique, Stiefel, Orthogonal, Product))
+
+__all__ = [
+    "Constraint",
+    "Euclidean",
+    "Manifold",
+    "Oblique",
+    "Orthogonal",
+    "Product",
+    "Sphere",
+    "Stiefel",
+    "ZeroMeanSphere",
+    "parse",
+]

@@ -1,0 +1,260 @@
+"""Constraints on the weights of any torch optimizer: project the gradient, let it step, retract, carry its momentum.
+
+    before the step   p.grad's stand-in <- Riemannian gradient of (metric(loss gradient) + penalties);   x0 <- x
+    the step          x <- x0 + u, whatever the optimizer makes of it
+    after it          x <- R_x0(P_x0(u));   momentum <- P_x(momentum)
+
+P removes what leads off the manifold: an elementwise scaling as Adam's, weight decay (which is normal to every manifold
+here), what momentum kept of other tangent spaces. Cost: one copy of each constrained weight, beside its geometry.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from weightspace.errors import AttachError
+from weightspace.kernels import Route, Rule
+from weightspace.kernels.parameters import ParameterInfo, has_same_layout
+from weightspace.kernels.points import Channels
+from weightspace.manifolds import Constraint, Manifold
+from weightspace.optim._transform import Swap, read_numbers
+from weightspace.optim.verify import PropertyCheck, check_constraint
+
+# State tensors that are sums of past gradients, by class; second moments are scales, not directions.
+_MOMENTUM: dict[str, tuple[str, ...]] = {
+    "SGD": ("momentum_buffer",),
+    "RMSprop": ("momentum_buffer",),
+    "Muon": ("momentum_buffer",),
+    "Adam": ("exp_avg",),
+    "AdamW": ("exp_avg",),
+    "NAdam": ("exp_avg",),
+    "RAdam": ("exp_avg",),
+    "Adamax": ("exp_avg",),
+    "Adagrad": (),
+    "Adafactor": (),
+    "SubmanifoldSGD": ("momentum_buffer",),
+    "SubmanifoldAdam": ("exp_avg",),
+}
+_DECLARED = "weightspace_momentum"
+# These add weight decay to the gradient before they scale it entry by entry, unless it is decoupled.
+_SCALES_DECAY = ("Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
+
+
+@dataclass(eq=False)
+class ManifoldTask:
+    """One constraint on one weight.
+
+    Attributes:
+        info: The weight.
+        index: Place of the manifold among the rules.
+        constraint: The manifold, bound to the weight's layout.
+        start: Where the weight was before the step in progress.
+        writes: How often the weight had been written to when it was last known to be on the manifold.
+        fallbacks: Points that needed an exact retraction.
+        norm: Of the Riemannian gradient at the latest measured step.
+    """
+
+    info: ParameterInfo
+    index: int
+    constraint: Constraint
+    start: torch.Tensor
+    writes: int = -1
+    fallbacks: int = 0
+    norm: torch.Tensor | None = None
+
+
+class Manifolds:
+    """All constraints of a plan.
+
+    Attributes:
+        tasks: One for each constrained weight.
+        moved: How far weights were moved onto their manifolds from outside, relative to their norms, by name.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: list[ManifoldTask] = []
+        self.moved: dict[str, float] = {}
+        self._open: list[ManifoldTask] = []
+
+    @torch.no_grad()
+    def build(self, rules: Sequence[Rule], routes: Iterable[Route], step: int = 0) -> None:
+        """Takes over a routing and moves weights onto their manifolds."""
+        self.tasks = []
+        for route in routes:
+            for index in route.rules:
+                rule = rules[index]
+                if isinstance(rule, Manifold):
+                    self.tasks.append(_task(route.info, index, rule))
+        self.enforce(step)
+
+    @torch.no_grad()
+    def enforce(self, step: int) -> None:
+        """Moves weights that were written to from outside back onto their manifolds."""
+        for task in self.tasks:
+            weight = task.info.parameter
+            if task.writes != _writes(weight) or task.constraint.is_new_at(step):
+                distance = task.constraint.project_(weight, step)
+                if distance:
+                    self.moved[task.info.name] = distance
+                task.writes = _writes(weight)
+
+    def before(self, swaps: Iterable[Swap], step: int, *, must_measure: bool = False) -> None:
+        """Projects the stand-ins of this step, and notes where its weights are; `must_measure`: and their norms."""
+        self.enforce(step)
+        stand_ins = {id(parameter): buffer for parameter, _, buffer in swaps}
+        self._open = []
+        for task in self.tasks:
+            buffer = stand_ins.get(id(task.info.parameter))
+            if buffer is not None:
+                task.constraint.gradient_(task.info.parameter, buffer, step)
+                task.start.copy_(task.info.parameter)
+                if must_measure:
+                    task.norm = torch.linalg.vector_norm(buffer, dtype=torch.float32)
+                self._open.append(task)
+
+    def after(self, optimizer: Optimizer, step: int) -> None:
+        """Puts the weights that stepped back onto their manifolds, and their momentum into the new tangent spaces."""
+        keys = momentum_keys(optimizer)
+        for task in self._open:
+            weight = task.info.parameter
+            if _writes(weight) == task.writes:  # a step that was skipped
+                continue
+            task.fallbacks += task.constraint.follow_(task.start, weight, step)
+            task.writes = _writes(weight)
+            state = optimizer.state.get(weight, {})
+            for key in keys:
+                momentum = state.get(key)
+                if isinstance(momentum, torch.Tensor) and momentum.shape == weight.shape:
+                    _project(task.constraint, weight, momentum, step)
+        self._open = []
+
+    def norms(self) -> dict[str, float]:
+        """Norms of the Riemannian gradients at the latest measured step; one synchronization for each device."""
+        measured = [(task.info.name, task.norm) for task in self.tasks if task.norm is not None]
+        return dict(zip((name for name, _ in measured), read_numbers([norm for _, norm in measured]), strict=True))
+
+    def measure(self, step: int) -> list[PropertyCheck]:
+        """One check for each constrained weight."""
+        return [check_constraint(task.constraint, task.info.parameter, step) for task in self.tasks]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.tasks, self._open = [], []
+        self.moved.clear()
+
+
+def _task(info: ParameterInfo, index: int, manifold: Manifold) -> ManifoldTask:
+    weight = info.parameter.detach()
+    constraint = Constraint(manifold, weight, Channels(info.out_axis, info.groups), info.name)
+    return ManifoldTask(info, index, constraint, torch.empty_like(weight, memory_format=torch.preserve_format))
+
+
+def _project(constraint: Constraint, weight: torch.Tensor, momentum: torch.Tensor, step: int) -> None:
+    if has_same_layout(momentum, weight):
+        constraint.project_tangent_(weight, momentum, step)
+        return
+    copy = torch.empty_like(weight, dtype=momentum.dtype).copy_(momentum)
+    constraint.project_tangent_(weight, copy, step)
+    momentum.copy_(copy)
+
+
+# ---------------------------------------------------------------- what fits
+
+
+def momentum_keys(optimizer: Optimizer) -> tuple[str, ...]:
+    """The names of the state tensors that are momentum.
+
+    Raises:
+        AttachError: This optimizer's state is not known.
+    """
+    declared = getattr(optimizer, _DECLARED, None)
+    if declared is not None:
+        return tuple(declared)
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in _MOMENTUM:
+            return _MOMENTUM[cls.__name__]
+    raise AttachError(
+        f"What {type(optimizer).__name__} keeps between steps is not known, so its momentum cannot be carried along a "
+        f"manifold; use one of {', '.join(_MOMENTUM)}, or set optimizer.{_DECLARED} to the names of its state tensors "
+        "that are sums of past gradients (an empty tuple if there are none) before attach()."
+    )
+
+
+def check_constraints(optimizer: Optimizer, routes: Iterable[Route], rules: Sequence[Rule]) -> None:
+    """Raises or warns about what optimizer and constraints do to each other.
+
+    Raises:
+        AttachError: The optimizer's state is not known, or the optimizer constrains a weight itself.
+    """
+    constrained = {
+        id(route.info.parameter): (route.info.name, rules[index])
+        for route in routes
+        for index in route.rules
+        if isinstance(rules[index], Manifold)
+    }
+    if not constrained:
+        return
+    momentum_keys(optimizer)
+    names = {cls.__name__ for cls in type(optimizer).__mro__}
+    for group in optimizer.param_groups:
+        here = [constrained[id(p)] for p in group["params"] if id(p) in constrained]
+        if not here:
+            continue
+        name, rule = here[0]
+        manifold = group.get("manifold", "euclidean")
+        if not str(manifold).startswith("euclidean"):
+            raise AttachError(
+                f"{name} is on {manifold} in this {type(optimizer).__name__} already and cannot be put on {rule} too; "
+                "constrain it in one place."
+            )
+        coupled = group.get("weight_decay") and not group.get("decoupled_weight_decay") and "AdamW" not in names
+        if coupled and names & set(_SCALES_DECAY):
+            warnings.warn(
+                f"{type(optimizer).__name__} adds weight_decay={group['weight_decay']:g} to the gradient of {name} and "
+                f"scales the sum entry by entry, so it turns steps on {rule}, whose norm it cannot change; set "
+                "weight_decay=0 for constrained weights, or decouple it as AdamW does.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+# ---------------------------------------------------------------- after load_state_dict
+
+
+class Reproject:
+    """A hook on a model: weights that `load_state_dict` wrote are moved onto their manifolds. A copy does nothing."""
+
+    def __init__(self, manifolds: Manifolds, steps: torch.Tensor) -> None:
+        self._manifolds = weakref.ref(manifolds)
+        self._steps = steps
+
+    def __call__(self, module: nn.Module, incompatible: Any) -> None:
+        manifolds = self._manifolds()
+        if manifolds is not None:
+            manifolds.enforce(int(self._steps))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> object:
+        return ignore_load
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ignoring, ()
+
+
+def ignore_load(module: nn.Module, incompatible: Any) -> None:
+    """What stands in copies of a model where a `Reproject` stood."""
+
+
+def _ignoring() -> object:
+    return ignore_load
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    return tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it

@@ -1,0 +1,245 @@
+"""What the optimizers on manifolds share: constraints of their parameter groups, kept in force, measured, saved.
+
+A constraint is metadata of a parameter group: a text under `"manifold"`, beside the layout of the channels. So it is in
+the `state_dict`, survives sharding wrappers and pickling, and needs no tensor subclass.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from weightspace.errors import AttachError, RuleError, SelectionError
+from weightspace.kernels.parameters import has_same_layout
+from weightspace.kernels.points import Channels
+from weightspace.manifolds import Constraint, Euclidean, Manifold, parse
+from weightspace.optim._finite import all_finite, raise_non_finite_named, sum_of
+from weightspace.optim.verify import PropertyCheck, check_constraint, raise_if_broken
+from weightspace.precision import full_precision
+
+Group = dict[str, Any]
+_IDENTITY = ("manifold", "out_axis", "groups")
+# What `load_state_dict` of torch would cast to the weight's dtype.
+_OWN_DTYPE = ("fallbacks", "slack", "exp_avg_sq", "max_exp_avg_sq")
+
+
+class SubmanifoldOptimizer(Optimizer):
+    """Base of the optimizers whose parameter groups may name a manifold."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any], *, check_finite: bool = True) -> None:
+        self._forget()
+        self._check_finite = check_finite
+        super().__init__(params, {"manifold": Euclidean().text(), "out_axis": 0, "groups": 1, **defaults})
+
+    def _forget(self) -> None:
+        # What can be made anew from groups and weights at any time; `state` holds what cannot.
+        self._constraints: dict[int, tuple[tuple[object, ...], Constraint | None]] = {}
+        self._versions: dict[int, int] = {}
+        self.moved: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ for subclasses
+
+    @abstractmethod
+    def _new_state(self, parameter: torch.Tensor, group: Group, constraint: Constraint | None) -> dict[str, Any]:
+        """The state of a parameter before its first step."""
+
+    @abstractmethod
+    def _step_free(self, group: Group) -> None:
+        """The step of a Euclidean group: torch's own."""
+
+    @abstractmethod
+    def _step_on(self, parameter: torch.Tensor, group: Group, constraint: Constraint, gradient: torch.Tensor) -> None:
+        """The step of one constrained weight; `gradient` is dense, in the weight's layout, and read only."""
+
+    # ------------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one optimization step.
+
+        Args:
+            closure: Computes the loss and its gradients, and returns the loss.
+
+        Raises:
+            NonFiniteGradientError: A gradient holds NaN or infinity; no weight was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._check_finite:
+            self._refuse_non_finite()
+        with full_precision():
+            for group in self.param_groups:
+                if self._is_free(group):
+                    self._step_free(group)
+                    continue
+                for k, parameter in enumerate(group["params"]):
+                    if parameter.grad is not None:
+                        self._step_one(parameter, group, k)
+        return loss
+
+    def _step_one(self, parameter: torch.Tensor, group: Group, place: int) -> None:
+        constraint = self._constraint(parameter, group, place)
+        if constraint is None or parameter.grad is None:
+            return
+        step = int(self.state[parameter]["step"])
+        if self._versions.get(id(parameter)) != _writes(parameter) or constraint.is_new_at(step):
+            # Written to since the last step, or on a new manifold from now on.
+            self._put_on(parameter, constraint, step)
+        gradient = parameter.grad
+        if gradient.layout != torch.strided:
+            raise AttachError(f"The gradient of {constraint.name} is sparse; {type(self).__name__} takes dense ones.")
+        if not has_same_layout(gradient, parameter):
+            gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+        self._step_on(parameter, group, constraint, gradient.neg() if group["maximize"] else gradient)
+        self._versions[id(parameter)] = _writes(parameter)
+
+    def _refuse_non_finite(self) -> None:
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not all_finite(sum_of(g) for g in grads if g.layout == torch.strided):
+            raise_non_finite_named((name, p) for name, p, _, _ in self._parameters())
+
+    # ------------------------------------------------------------------ constraints
+
+    def _parameters(self) -> Iterator[tuple[str, torch.Tensor, Group, int]]:
+        """(name, parameter, group, place in it) of all parameters."""
+        number = 0
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for k, parameter in enumerate(group["params"]):
+                yield (names[k] if names else f"parameter {number}"), parameter, group, k
+                number += 1
+
+    def _name(self, parameter: torch.Tensor) -> str:
+        return next((name for name, p, _, _ in self._parameters() if p is parameter), "parameter")
+
+    @staticmethod
+    def _is_free(group: Group) -> bool:
+        return group["manifold"].startswith("euclidean")
+
+    def _constraint(self, parameter: torch.Tensor, group: Group, place: int) -> Constraint | None:
+        """The constraint of a parameter, bound anew if its layout, dtype or device changed."""
+        facts = (
+            *(group[key] for key in _IDENTITY),
+            *(parameter.dtype, parameter.device, parameter.shape, parameter.stride()),
+        )
+        known = self._constraints.get(id(parameter))
+        if known is not None and known[0] == facts:
+            return known[1]
+        constraint = None
+        if not self._is_free(group):
+            names = group.get("param_names")
+            name = names[place] if names else self._name(parameter)
+            if hasattr(parameter, "device_mesh"):
+                raise AttachError(
+                    f"{name} is a sharded DTensor (fully_shard); manifolds need whole weights: train it with "
+                    "DistributedDataParallel."
+                )
+            constraint = Constraint(
+                parse(group["manifold"]), parameter, Channels(group["out_axis"], group["groups"]), name
+            )
+            self._versions.pop(id(parameter), None)
+        self._constraints[id(parameter)] = (facts, constraint)
+        return constraint
+
+    def _put_on(self, parameter: torch.Tensor, constraint: Constraint, step: int = 0) -> None:
+        distance = constraint.project_(parameter, step)
+        if distance:
+            self.moved[constraint.name] = distance
+            slack = self.state[parameter].get("slack") if parameter in self.state else None
+            if slack is not None:
+                slack.zero_()
+        self._versions[id(parameter)] = _writes(parameter)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group; its weights are moved onto its manifold at once (`moved` says which, and how far).
+
+        Args:
+            param_group: As for any torch optimizer, and `manifold`: a manifold or its text; `out_axis` and `groups`,
+                where the weights keep their channels (`weightspace.param_groups` fills them in).
+
+        Raises:
+            RuleError: `manifold` is none.
+            SelectionError: A weight cannot live on it.
+        """
+        manifold = param_group.get("manifold", Euclidean())
+        if isinstance(manifold, str):
+            manifold = parse(manifold)
+        if not isinstance(manifold, Manifold):
+            raise RuleError(f"A parameter group has manifold={manifold!r}; pass one such as ws.manifolds.Sphere().")
+        super().add_param_group({**param_group, "manifold": manifold.text()})
+        group = self.param_groups[-1]
+        try:
+            self._settle(group)
+        except (SelectionError, RuleError, AttachError):
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def _settle(self, group: Group) -> None:
+        constraints = [self._constraint(p, group, k) for k, p in enumerate(group["params"])]
+        for parameter, constraint in zip(group["params"], constraints, strict=True):
+            if constraint is not None:
+                self._put_on(parameter, constraint)
+            self.state[parameter] = self._new_state(parameter, group, constraint)
+
+    # ------------------------------------------------------------------ what the user sees
+
+    @torch.no_grad()
+    @full_precision()
+    def verify(self) -> list[PropertyCheck]:
+        """Measures every constraint and raises if one does not hold.
+
+        Returns:
+            One check for each constrained weight, with its violation and bound; see `Manifold.violation`.
+
+        Raises:
+            VerificationError: Names manifold, parameter, violation and bound.
+        """
+        checks = [
+            check_constraint(
+                constraint, parameter, int(self.state[parameter]["step"]), self.state[parameter].get("slack")
+            )
+            for _, parameter, group, k in self._parameters()
+            if (constraint := self._constraint(parameter, group, k)) is not None
+        ]
+        raise_if_broken(checks)
+        return checks
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            AttachError: It was saved for other manifolds.
+        """
+        for mine, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            for key in _IDENTITY:
+                if saved.get(key, mine[key]) != mine[key]:
+                    raise AttachError(
+                        f"The state was saved with {key}={saved[key]!r}, this group has {mine[key]!r}; build the "
+                        "optimizer with the same manifolds first."
+                    )
+        super().load_state_dict(state_dict)
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, (_, parameter, _, _) in zip(ids, self._parameters(), strict=True):
+            saved = state_dict["state"].get(i, {})
+            self.state[parameter].update(
+                {key: saved[key].clone().to(parameter.device) for key in _OWN_DTYPE if key in saved}
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+        self.__dict__.setdefault("_check_finite", True)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    return tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it
