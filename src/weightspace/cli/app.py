@@ -9,7 +9,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from weightspace.cli import compare, inspect, report, show, train
+from weightspace.cli import compare, inspect, report, show, train, verify
 from weightspace.cli.console import print_error, print_warning
 from weightspace.errors import WeightspaceError
 from weightspace.training.interrupt import INTERRUPTED
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback, which is what a bug report needs
     help="Train networks whose weights keep a shape, and compare ways of training them.\n\n"
     "Start with `weightspace compare quickstart`.",
-    epilog="Exit codes: 0 done, 1 a run diverged, 2 bad input, 130 Ctrl-C, 143 SIGTERM.",
+    epilog="Exit codes: 0 done, 1 a run diverged or a constraint is broken, 2 bad input, 130 Ctrl-C, 143 SIGTERM.",
 )
 
 
@@ -74,6 +74,7 @@ app.command("report")(with_exit_codes(report.report))
 app.command("recipes")(with_exit_codes(show.recipes))
 app.command("show")(with_exit_codes(show.show))
 app.command("inspect")(with_exit_codes(inspect.inspect))
+app.command("verify")(with_exit_codes(verify.verify))
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

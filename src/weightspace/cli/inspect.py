@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from weightspace.cli.console import print_note, progress_bar, stdout
+from weightspace.cli.factories import make_model
 from weightspace.cli.options import SetOption
 from weightspace.errors import InspectionError
 from weightspace.training.recipe import bundled_recipes, load_recipe
@@ -153,7 +152,7 @@ def _made(target: str, request: _Request) -> Subject:
     arguments = parse_overrides(request.options)
     with torch.random.fork_rng():
         torch.manual_seed(request.seed)
-        model, example = _call(_factory(target), target, arguments)
+        model, example = make_model(target, arguments)
         if request.size is not None:
             example = torch.randn(request.images, *_sizes(request.size))
     if example is None:
@@ -164,45 +163,6 @@ def _made(target: str, request: _Request) -> Subject:
         load_weights(model, request.weights)
     words = target if request.weights is None else f"{target} with the weights of {request.weights}"
     return Subject(model, example, None, words)
-
-
-def _call(factory: Any, target: str, arguments: dict[str, Any]) -> tuple[nn.Module, Any]:
-    """The factory's model, and its example input or None."""
-    import torch
-
-    try:
-        made = factory(**arguments)
-    except Exception as error:  # whatever a user's factory raises
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise InspectionError(
-            f"{target}({given}) failed: {type(error).__name__}: {error}; give its arguments with --option NAME=VALUE."
-        ) from error
-    pair = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made, None)
-    if len(pair) != 2 or not isinstance(pair[0], torch.nn.Module):
-        raise InspectionError(
-            f"{target} returned a {type(made).__name__}; it should return a torch module, or a module and an example."
-        )
-    return pair[0], pair[1]
-
-
-def _factory(target: str) -> Any:
-    module_name, _, attribute = target.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # modules beside the user, as `python -m` finds them
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except ImportError as error:
-        raise InspectionError(
-            f"cannot import {module_name}: {error}; check the name and the folder you are in."
-        ) from error
-    except AttributeError:
-        raise InspectionError(f"{module_name} has no {attribute}; name a function that returns a model.") from None
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise InspectionError(f"{target} is a {type(found).__name__}; name a function that returns a model.")
-    return found
 
 
 def _sizes(text: str) -> list[int]:

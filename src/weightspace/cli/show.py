@@ -60,6 +60,17 @@ def show(
         _print_routing(shown)
     else:
         print_note("no rules: the optimizer is torch's own")
+    _print_conditions(shown)
+
+
+def _print_conditions(recipe: Recipe) -> None:
+    """Say what the schedule lacks for the convergence that is known of SGD on manifolds."""
+    from weightspace.training.optimizers import SUBMANIFOLD
+    from weightspace.training.schedule import broken_conditions
+
+    sentence = broken_conditions(recipe.train.schedule)
+    if recipe.train.optimizer.name in SUBMANIFOLD and sentence is not None:
+        print_note(f"note: {sentence}")
 
 
 def _print_routing(recipe: Recipe) -> None:
@@ -80,7 +91,12 @@ def _routing(recipe: Recipe, shape: dict[str, int]) -> ConsoleRenderable | RichC
 
     import weightspace
     from weightspace.training.models import build_model
+    from weightspace.training.optimizers import SUBMANIFOLD
 
     model = build_model(recipe.model.name, **shape, **recipe.model.options)
+    rules = recipe.make_rules()
+    if recipe.train.optimizer.name in SUBMANIFOLD:  # the manifolds are its own, the other rules are attached
+        routes = weightspace.kernels.route(rules, weightspace.kernels.describe(model), list(model.parameters()))
+        return weightspace.kernels.RoutingTable(tuple(rules), routes, {})
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.train.optimizer.lr)
-    return weightspace.attach(optimizer, model, *recipe.make_rules()).table()
+    return weightspace.attach(optimizer, model, *rules).table()

@@ -26,7 +26,7 @@ NEAR = (
 MAX_ORDER = 3  # beyond, a second polynomial for what the first left costs fewer products
 _COEFFICIENTS = (1.0, -1 / 2, 3 / 8, -5 / 16, 35 / 128)  # of (1 + e)^(-1/2)
 _NEWTON_STEPS = 40  # enough for condition numbers up to 1e6
-_ACCEPTED = 100  # residuals up to so many roundings are corrected by one polynomial
+_ACCEPTED = 100  # roundings a row that a residual may have: then the error of the root was no larger than these
 
 _Near = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _Far = Callable[[torch.Tensor], torch.Tensor]
@@ -185,15 +185,13 @@ def _far_qr(y: torch.Tensor) -> torch.Tensor:
 
 
 def _finish(y: torch.Tensor, result: torch.Tensor, near: _Near, exact: _Far) -> torch.Tensor:
-    """Corrects results that are orthonormal up to rounding; solves the others exactly."""
+    """Solves exactly where results are not orthonormal up to rounding; takes most of the rounding out of all."""
     excess = gram_excess(result)
-    limit = _ACCEPTED * torch.finfo(y.dtype).eps * y.shape[-2]
-    is_good = torch.linalg.matrix_norm(excess) <= limit
-    if is_good.any():
-        result[is_good] = near(result[is_good], excess[is_good])
-    if not is_good.all():
-        result[~is_good] = exact(y[~is_good])
-    return result
+    is_bad = ~(torch.linalg.matrix_norm(excess) <= _ACCEPTED * torch.finfo(y.dtype).eps * y.shape[-2])
+    if is_bad.any():
+        result[is_bad] = exact(y[is_bad])
+        excess[is_bad] = gram_excess(result[is_bad])
+    return near(result, excess)
 
 
 def _newton_root(gram: torch.Tensor) -> torch.Tensor:

@@ -168,6 +168,11 @@ class Manifold(Rule):
         """True if weights may leave the manifold a little between corrections; steps carry a bound along."""
         return False
 
+    @property
+    def is_changing(self) -> bool:
+        """True if the manifold of a weight depends on the step: products that are drawn anew."""
+        return False
+
     def epoch(self, step: int) -> int:
         """Which assignment of manifolds is in force at a step; only products change theirs."""
         return 0

@@ -92,6 +92,11 @@ class Product(Manifold):
 
     # ------------------------------------------------------------------ who lives where
 
+    @property
+    def is_changing(self) -> bool:
+        """True with `every`."""
+        return self.every is not None
+
     def epoch(self, step: int) -> int:
         """The number of draws before this step."""
         return 0 if self.every is None else step // self.every

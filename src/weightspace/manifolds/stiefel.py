@@ -159,5 +159,5 @@ class Stiefel(Manifold):
         return -0.5 if is_curved_below else 0.0
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-        """The reference's step in fewer flops: see `weightspace.manifolds._stiefel_step`; geodesics are the reference's."""
+        """The reference's step in fewer flops, see `_stiefel_step`; geodesics are the reference's."""
         return stiefel_move(self, x, d, motion) or move(self, x, d, motion)

@@ -96,9 +96,14 @@ class Manifolds:
         self.enforce(step)
 
     @torch.no_grad()
-    def enforce(self, step: int) -> None:
-        """Moves weights that were written to from outside back onto their manifolds."""
+    def enforce(self, step: int, *, is_loading: bool = False) -> None:
+        """Moves weights that were written to from outside back onto their manifolds.
+
+        While a state is loaded the step is not known yet: manifolds that depend on it wait for the next step.
+        """
         for task in self.tasks:
+            if is_loading and task.constraint.manifold.is_changing:
+                continue
             weight = task.info.parameter
             if task.writes != _writes(weight) or task.constraint.is_new_at(step):
                 distance = task.constraint.project_(weight, step)
@@ -239,7 +244,7 @@ class Reproject:
     def __call__(self, module: nn.Module, incompatible: Any) -> None:
         manifolds = self._manifolds()
         if manifolds is not None:
-            manifolds.enforce(int(self._steps))
+            manifolds.enforce(int(self._steps), is_loading=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> object:
         return ignore_load

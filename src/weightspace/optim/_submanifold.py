@@ -6,6 +6,7 @@ the `state_dict`, survives sharding wrappers and pickling, and needs no tensor s
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -153,7 +154,7 @@ class SubmanifoldOptimizer(Optimizer):
             self.moved[constraint.name] = distance
             slack = self.state[parameter].get("slack") if parameter in self.state else None
             if slack is not None:
-                slack.zero_()
+                slack.copy_(new_slack())
         self._versions[id(parameter)] = _writes(parameter)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -239,6 +240,11 @@ class SubmanifoldOptimizer(Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+
+
+def new_slack() -> torch.Tensor:
+    """Of a weight before its first step: nothing is known of its violation, no step since its last correction."""
+    return torch.tensor([math.inf, 0.0])
 
 
 def _writes(tensor: torch.Tensor) -> int:

@@ -29,7 +29,7 @@ from weightspace.kernels.options import boolean, choice, number_from_zero, posit
 from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Constraint
 from weightspace.manifolds._moves import Motion, Moved, StepSize
-from weightspace.optim._submanifold import Group, SubmanifoldOptimizer
+from weightspace.optim._submanifold import Group, SubmanifoldOptimizer, new_slack
 
 Transport = Literal["ambient", "projection", "norm"]
 _NAME = "SubmanifoldSGD"
@@ -128,7 +128,7 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         if constraint is not None:
             state["fallbacks"] = torch.zeros((), dtype=torch.int64)
             if constraint.is_slack:
-                state["slack"] = torch.zeros(2)
+                state["slack"] = new_slack()
         return state
 
     def _step_free(self, group: Group) -> None:

@@ -134,7 +134,7 @@ def check_constraint(
     that steps without a correction carried along: it is allowed too.
     """
     error, bound = constraint.worst(parameter.detach(), step)
-    carried = 0.0 if slack is None else float(slack[0]) + _ROUNDING
+    carried = 0.0 if slack is None or not torch.isfinite(slack[0]) else float(slack[0]) + _ROUNDING
     return PropertyCheck(constraint.manifold.text(), (constraint.name,), ON_MANIFOLD, error, max(bound, carried))
 
 

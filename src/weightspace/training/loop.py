@@ -24,6 +24,7 @@ from weightspace.files import (
     write_json_atomically,
 )
 from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
+from weightspace.training.constraints import measure_constraints
 from weightspace.training.data import ImageData
 from weightspace.training.interrupt import stop_requests
 from weightspace.training.json_lines import keep_first_records
@@ -186,8 +187,15 @@ def _result(session: Session, *, seed: int, fingerprint: str, reason: str | None
         "seconds": state.seconds,
         "seconds_per_step": state.median_step,
         "parameters": session.parameters,
+        "constraints": _constraints(session),
         "fingerprint": fingerprint,
     }
+
+
+def _constraints(session: Session) -> JsonObject | None:
+    """Whether the weights are where the recipe's manifolds have them, measured on the weights themselves."""
+    rules = session.recipe.make_rules()
+    return measure_constraints(session.module, rules, steps=session.progress.step).to_json()
 
 
 def _finite_or_none(number: float) -> float | None:

@@ -193,7 +193,16 @@ def run_fingerprint(recipe: Recipe, seed: int) -> str:
     """
     values = recipe.to_dict()
     decisive = {key: values[key] for key in ("data", "model", "train", "rules")}
+    _leave_out_unused(decisive["train"])
     if recipe.data.name != "folder":  # there the folder is the data
         del decisive["data"]["root"]
     text = json.dumps([decisive, seed], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _leave_out_unused(train: dict[str, Any]) -> None:
+    """Keys that came after the first runs count only where they are used: those runs stay what they were."""
+    if train["optimizer"]["manifold_lr_factor"] is None:
+        del train["optimizer"]["manifold_lr_factor"]
+    if train["schedule"]["name"] != "power":
+        del train["schedule"]["rate"], train["schedule"]["exponent"]

@@ -12,12 +12,6 @@ from typing import Any, cast
 
 from weightspace.errors import WeightspaceError, nearest
 
-_UNUSABLE_OPTIMIZERS = {
-    "LBFGS": "it needs a closure, which the training loop does not give",
-    "SparseAdam": "it needs sparse gradients, which no model here has",
-    "Muon": "it takes matrices only, and every model here has vectors (biases) too",
-    "Optimizer": "it is the base class of all others",
-}
 _UNUSABLE_OPTIONS = {
     "differentiable": "the training loop does not differentiate through steps",
     "capturable": "the training loop does not capture CUDA graphs",
@@ -34,7 +28,7 @@ def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
     """Check an optimizer by building it on one small weight.
 
     Args:
-        name: Class name in `torch.optim`.
+        name: Class name in `torch.optim`, or `SubmanifoldSGD` or `SubmanifoldAdam` of `weightspace.optim`.
         lr: Learning rate.
         options: Keyword arguments of the class other than `params` and `lr`.
 
@@ -43,17 +37,14 @@ def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
     """
     import torch
 
-    known = sorted(
-        key
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and key not in _UNUSABLE_OPTIMIZERS
-    )
+    from weightspace.training.optimizers import UNUSABLE, home, optimizer_classes
+
+    known = optimizer_classes()
     if name not in known:
-        if name in _UNUSABLE_OPTIMIZERS:
-            reason = _UNUSABLE_OPTIMIZERS[name]
-            raise ValueError(f"the optimizer {name} cannot be used: {reason}; known are {', '.join(known)}")
+        if name in UNUSABLE:
+            raise ValueError(f"the optimizer {name} cannot be used: {UNUSABLE[name]}; known are {', '.join(known)}")
         raise ValueError(f"there is no optimizer '{name}' in torch.optim, {suggestion(name, known)}")
-    optimizer_class = getattr(torch.optim, name)
+    optimizer_class = known[name]
     parameters = inspect.signature(optimizer_class).parameters
     accepted = {key: entry.default for key, entry in parameters.items() if key not in {"params", "lr"}}
     for option, value in options.items():
@@ -63,7 +54,7 @@ def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
     try:
         optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, **options)
     except Exception as error:  # torch raises whatever its own code stumbles on
-        raise ValueError(f"torch.optim.{name} refuses these settings: {error}") from error
+        raise ValueError(f"{home(name)} refuses these settings: {error}") from error
 
 
 def _check_option(option: str, value: Any, default: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from weightspace.training.optimizers import SUBMANIFOLD
 from weightspace.training.recipe_checks import check_augment, check_data, check_model, check_optimizer, check_rule
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
@@ -69,25 +70,33 @@ class ModelSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """Any optimizer of `torch.optim` by its class name: `train.optimizer:`."""
+    """Any optimizer of `torch.optim`, or one that moves on manifolds, by its class name: `train.optimizer:`."""
 
     name: str = "SGD"
     lr: Positive
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    manifold_lr_factor: Positive | None = None
 
     @model_validator(mode="after")
     def _known(self) -> OptimizerSettings:
         check_optimizer(self.name, self.lr, self.options)
+        if self.manifold_lr_factor is not None and self.name not in SUBMANIFOLD:
+            raise ValueError(
+                f"manifold_lr_factor belongs to {' and '.join(SUBMANIFOLD)}, which know the weights on manifolds from "
+                f"the others, not to {self.name}; leave it out"
+            )
         return self
 
 
 class ScheduleSettings(Settings):
     """Learning rate over the run, per step: `train.schedule:`. Epochs may be fractions."""
 
-    name: Literal["constant", "cosine", "step"] = "constant"
+    name: Literal["constant", "cosine", "step", "power"] = "constant"
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     milestones: tuple[Positive, ...] = ()
     gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
+    rate: Positive | None = None
+    exponent: Positive = 1.0
 
     @model_validator(mode="after")
     def _milestones_belong_to_step(self) -> ScheduleSettings:
@@ -95,6 +104,14 @@ class ScheduleSettings(Settings):
             raise ValueError("the schedule 'step' needs milestones, for example milestones: [10, 15]")
         if self.name != "step" and self.milestones:
             raise ValueError(f"milestones belong to the schedule 'step', not to '{self.name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _rate_belongs_to_power(self) -> ScheduleSettings:
+        if self.name == "power" and self.rate is None:
+            raise ValueError("the schedule 'power' is lr / (1 + rate * step)^exponent and needs a rate, such as 0.01")
+        if self.name != "power" and (self.rate is not None or self.exponent != 1.0):
+            raise ValueError(f"rate and exponent belong to the schedule 'power', not to '{self.name}'")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules per step: linear warm-up, then constant, cosine to zero, or steps."""
+"""Learning-rate schedules per step: linear warm-up, then constant, cosine to zero, steps, or a power of the step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from weightspace.optim import convergence_conditions
+from weightspace.optim.schedules import power_decay
+from weightspace.training.optimizers import is_on_manifold
 from weightspace.training.recipe import OptimizerSettings, ScheduleSettings
 
 
@@ -20,7 +23,8 @@ def lr_factor(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, st
         steps: Steps in the whole run.
 
     Returns:
-        A number in [0, 1]. Warm-up rises linearly and reaches 1 after `warmup_epochs`; cosine falls to 0 at `steps`.
+        A number in [0, 1]. Warm-up rises linearly and reaches 1 after `warmup_epochs`; cosine falls to 0 at `steps`;
+        a power counts its steps from the end of warm-up.
 
     >>> from weightspace.training.recipe import ScheduleSettings
     >>> cosine = ScheduleSettings(name="cosine")
@@ -36,7 +40,30 @@ def lr_factor(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, st
     if schedule.name == "step":
         passed = sum(step >= round(milestone * steps_per_epoch) for milestone in schedule.milestones)
         return schedule.gamma**passed
+    if schedule.name == "power":
+        return power_decay(1.0, step - warmup, schedule.rate or 0.0, schedule.exponent)
     return 1.0
+
+
+def broken_conditions(schedule: ScheduleSettings) -> str | None:
+    """What a schedule, continued forever, breaks of the conditions under which SGD on manifolds is known to converge.
+
+    A run of a fixed number of steps may do very well without them.
+
+    Returns:
+        One sentence, or None where both conditions hold.
+
+    >>> from weightspace.training.recipe import ScheduleSettings
+    >>> broken_conditions(ScheduleSettings(name="power", rate=0.01, exponent=0.75)) is None
+    True
+    """
+    conditions = convergence_conditions(schedule.name, schedule.exponent)
+    if conditions.hold:
+        return None
+    return (
+        f"the schedule breaks a condition of convergence on manifolds, {conditions.reason}; {{name: power, rate: 0.01, "
+        "exponent: 0.75}, which is lr / (1 + 0.01 step)^0.75, satisfies both"
+    )
 
 
 def rate_setter(
@@ -65,9 +92,11 @@ def rate_setter(
     if schedule.name == "constant" and not schedule.warmup_epochs:
         return None
 
+    on_manifolds = settings.manifold_lr_factor or 1.0
+
     def set_rate(step: int) -> None:
         rate = settings.lr * lr_factor(schedule, step, steps_per_epoch=steps_per_epoch, steps=steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * on_manifolds if is_on_manifold(group) else rate
 
     return set_rate

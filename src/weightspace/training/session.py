@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from weightspace.errors import RecipeError, RunError
 from weightspace.training.data import Batches, ImageData, load_data
 from weightspace.training.models import build_model
+from weightspace.training.optimizers import attached_rules, make_optimizer
 from weightspace.training.progress import Progress
 from weightspace.training.recipe import Recipe
 from weightspace.training.reproducible import random_states, seed_stream, set_random_states
@@ -182,7 +183,9 @@ def open_session(recipe: Recipe, data: ImageData, *, seed: int, accelerator: str
     )
     if train.channels_last:
         module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
-    inner = _make_optimizer(recipe, module)
+    # Before the optimizer, whose state is made beside the weights: Fabric moves weights only.
+    module = fabric.strategy.precision.convert_module(module.to(fabric.device))
+    inner = make_optimizer(recipe, module)
     model, optimizer = fabric.setup(module, inner)
     rules = _attach(recipe, inner, module)
     batches = Batches(
@@ -229,20 +232,11 @@ def _launch(accelerator: str, precision: str) -> Fabric:
         ) from error
 
 
-def _make_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
-    settings = recipe.train.optimizer
-    try:
-        return getattr(torch.optim, settings.name)(module.parameters(), lr=settings.lr, **settings.options)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise RecipeError(
-            f"train.optimizer: torch.optim.{settings.name} refuses the model '{recipe.model.name}': {error}"
-        ) from error
-
-
 def _attach(recipe: Recipe, optimizer: torch.optim.Optimizer, module: nn.Module) -> Rules | None:
     """The recipe's rules on the inner optimizer: Fabric's wrapper calls its `step` (after unscaling) with all hooks."""
-    if not recipe.rules:
+    rules = attached_rules(recipe)
+    if not rules:
         return None
     import weightspace
 
-    return weightspace.attach(optimizer, module, *recipe.make_rules(), measure_every=recipe.train.measure_every)
+    return weightspace.attach(optimizer, module, *rules, measure_every=recipe.train.measure_every)

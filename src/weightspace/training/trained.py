@@ -16,7 +16,7 @@ from weightspace.files import read_json
 from weightspace.training.checkpoint import newest_checkpoint, read_checkpoint
 from weightspace.training.data import DATASETS, Batches, load_data
 from weightspace.training.logs import RUN_FILE
-from weightspace.training.loop import WEIGHTS_FILE
+from weightspace.training.loop import RESULT_FILE, WEIGHTS_FILE
 from weightspace.training.models import build_model
 from weightspace.training.recipe import Recipe
 from weightspace.training.reproducible import seed_stream
@@ -80,20 +80,23 @@ def fresh_model(recipe: Recipe, seed: int = 0) -> Trained:
     return Trained(model, recipe, f"a fresh {recipe.model.name} of the recipe {recipe.name}, seed {seed}")
 
 
-def trained_model(path: Path) -> Trained:
+def trained_model(path: Path, *, factory_option: str = "TARGET") -> Trained:
     """The model of a run with its weights.
 
     Args:
         path: A run's folder (its `model.safetensors`, else its newest checkpoint), or one of these files in it.
+        factory_option: Where the command line takes a factory, for the advice in an error: its target, with the file
+            under `--weights`, or an option beside the file.
 
     Raises:
         RunError: There are no weights, no `run.json` beside them, or they do not fit the recipe's model.
     """
-    file = path if path.is_file() else _weights_in(path)
+    file = path if path.is_file() else weights_in(path)
     if not (file.parent / RUN_FILE).exists():
+        advice = "and give the file with --weights" if factory_option == "TARGET" else f"with {factory_option}"
         raise RunError(
             f"{file.parent} holds no {RUN_FILE}, so the model of {file.name} is not known; name it as module:factory "
-            "and give the file with --weights"
+            f"{advice}"
         )
     recorded = read_json(file.parent / RUN_FILE).get("recipe")
     if not isinstance(recorded, dict):
@@ -138,7 +141,12 @@ def batch_for(recipe: Recipe, size: int, seed: int = 0) -> LabelledBatch:
     return LabelledBatch(images, labels, f"{size} training images of {data.label}")
 
 
-def _weights_in(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
+    """The file with the weights of a run: `model.safetensors`, else its newest checkpoint.
+
+    Raises:
+        RunError: There is neither, or no such folder.
+    """
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist; give a run's folder, its {WEIGHTS_FILE} or a checkpoint")
     if (folder / WEIGHTS_FILE).exists():
@@ -149,8 +157,26 @@ def _weights_in(folder: Path) -> Path:
     return newest
 
 
+def steps_taken(file: Path) -> int | None:
+    """How many optimizer steps led to the weights in a file of a run; None where nothing tells.
+
+    Raises:
+        RunError: The checkpoint, or the `result.json` beside the weights, is damaged.
+    """
+    if is_checkpoint(file):
+        return int(read_checkpoint(file)["progress"]["step"])
+    result = file.parent / RESULT_FILE
+    steps = read_json(result).get("steps") if file.name == WEIGHTS_FILE and result.exists() else None
+    return steps if isinstance(steps, int) else None
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file has the name of a checkpoint of ours."""
+    return file.name.startswith("checkpoint-")
+
+
 def _state_of(file: Path) -> Mapping[str, Tensor]:
-    if file.name.startswith("checkpoint-"):
+    if is_checkpoint(file):
         return cast("Mapping[str, Tensor]", read_checkpoint(file)["model"])
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:

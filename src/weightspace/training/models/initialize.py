@@ -7,6 +7,9 @@ A head is followed by no ReLU, so its gain is 1: N(0, 1 / fan_in). All biases st
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 from torch import nn
 
 
@@ -31,5 +34,22 @@ def he_normal_fan_out(model: nn.Module, *, head: nn.Linear) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+    nn.init.kaiming_normal_(head.weight, mode="fan_in", nonlinearity="linear")
+    nn.init.zeros_(head.bias)
+
+
+def unit_kernels(model: nn.Module, *, head: nn.Linear, unit: Literal["filter", "slice"]) -> None:
+    """Initializes convolutions with normal weights of the size that manifolds keep, `head` with 1 / fan_in.
+
+    `unit="filter"`: variance 1 / fan_in, so that filters have norm one in the mean square. `unit="slice"`: spatial
+    slices of k x k have norm sqrt(k), as orthogonal ones do. Layers behind the convolutions have to scale outputs.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            taps = math.prod(module.kernel_size)
+            fan_in = module.weight.shape[1] * taps
+            nn.init.normal_(
+                module.weight, std=math.sqrt(1 / fan_in if unit == "filter" else min(module.kernel_size) / taps)
+            )
     nn.init.kaiming_normal_(head.weight, mode="fan_in", nonlinearity="linear")
     nn.init.zeros_(head.bias)
