@@ -201,20 +201,23 @@ class Slack:
         return Slack(bound, int(age))
 
     def written(self) -> torch.Tensor:
-        """For `Moved.slack`."""
-        return torch.tensor([self.bound, self.age], dtype=torch.float32)
+        """For `Moved.slack`; the bound is rounded up, for which 2^-22 is more than enough."""
+        return torch.tensor([self.bound * (1 + 2**-22), self.age], dtype=torch.float32)
 
     def grown(self, mixing: torch.Tensor, v: torch.Tensor, rate: float | torch.Tensor) -> Slack:
         """After a step along V with mixing A: the bound of the module, and rounding."""
         along = torch.linalg.matrix_norm(mixing) * _flat(rate)
         length = torch.linalg.matrix_norm(v) * _flat(rate)
-        bound = self.bound * (1 + 2 * along) + length.square() + rounding(mixing) * (1 + 4 * (along + length))
-        return Slack(float(bound.amax()) * (1 + 1e-6), self.age + 1)  # kept in float32, whose rounding is below 1e-6
+        bound = self.bound * (1 + 2 * along) + length.square() + rounding(mixing) * (1 + along + length)
+        return Slack(float(bound.amax()), self.age + 1)
 
 
 def rounding(small: torch.Tensor) -> float:
-    """What rounding adds to `|Y Y^T - I|`, or to its measurement, for matrices `(..., s, s)`: eps sqrt(s)."""
-    return torch.finfo(small.dtype).eps * small.shape[-1] ** 0.5
+    """What rounding adds to `|Y Y^T - I|` in a step, or to its measurement, for `(..., s, s)`: `4 eps sqrt(s)`.
+
+    Rounded entries of s unit rows change it by at most `eps sqrt(s)`; a step rounds twice, and a product adds its own.
+    """
+    return 4 * torch.finfo(small.dtype).eps * small.shape[-1] ** 0.5
 
 
 def _flat(rate: float | torch.Tensor) -> float | torch.Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from weightspace.manifolds._moves import Motion, Moved
-
 Dims = tuple[int, ...]
+LENGTHS = (1e-3, 1e15)  # in units of the radius: what fast steps normalize; their sums of squares stay in float32's range
 
 
 def norm_of(x: torch.Tensor, dims: Dims) -> torch.Tensor:
@@ -49,20 +48,3 @@ def great_circle(x: torch.Tensor, v: torch.Tensor, radius: float, dims: Dims) ->
 def gaussian(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
     """Standard normal numbers in float64 on the CPU: alike for every device and dtype that they go to."""
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def step_rows(radius: float, dims: Dims, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-    """A step on spheres: every vector of a point along `dims` has norm `radius`.
-
-    Cost: reads and writes `x` and `d` a few times; `2 np` temporary numbers.
-    """
-    d = motion.accumulate(d)
-    v = d - (x * d).sum(dims, keepdim=True).div_(radius**2) * x
-    squared = v.square().sum((-2, -1))
-    factor = motion.factors(squared, 0.0)
-    step = v.mul_(-motion.rate if factor is None else (-motion.rate / factor)[..., None, None])
-    if motion.geodesic:
-        x.copy_(great_circle(x, step, radius, dims))
-    else:
-        x.copy_(unit(x + step, dims)).mul_(radius)
-    return Moved(squared, factor)

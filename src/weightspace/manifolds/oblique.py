@@ -26,7 +26,8 @@ from weightspace.errors import RuleError
 from weightspace.kernels.options import choice
 from weightspace.kernels.points import SLICES, Grouping
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._unit import gaussian, great_circle, norm_of, step_rows, unit
+from weightspace.manifolds._sphere_step import sphere_move
+from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
 from weightspace.manifolds.base import MATRICES, Manifold
 
 _BY = ("filter", "column")
@@ -115,8 +116,8 @@ class Oblique(Manifold):
         return (norm_of(x.double(), self._along) - 1).abs().amax((-2, -1))
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-        """The same step as the reference's in fewer passes over the memory; see `step_rows`."""
-        return step_rows(1.0, self._along, x, d, motion)
+        """The same step as the reference's in fewer passes over the memory; see `sphere_move`."""
+        return sphere_move(1.0, self._along, x, d, motion)
 
     def degenerate(self, n: int, p: int) -> str | None:
         """A single number has no direction."""

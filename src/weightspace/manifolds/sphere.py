@@ -22,7 +22,8 @@ import torch
 from weightspace.kernels.options import positive_number
 from weightspace.kernels.points import Grouping
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._unit import gaussian, great_circle, norm_of, step_rows, unit
+from weightspace.manifolds._sphere_step import sphere_move
+from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
 from weightspace.manifolds.base import Manifold
 
 
@@ -91,5 +92,5 @@ class Sphere(Manifold):
         return "a single number on a sphere is +r or -r" if n * p < 2 else None
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-        """The same step as the reference's in one pass over the memory; see `step_rows`."""
-        return step_rows(self.radius, (-2, -1), x, d, motion)
+        """The same step as the reference's in one pass over the memory; see `sphere_move`."""
+        return sphere_move(self.radius, (-2, -1), x, d, motion)

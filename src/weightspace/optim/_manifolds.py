@@ -2,7 +2,7 @@
 
     before the step   p.grad's stand-in <- Riemannian gradient of (metric(loss gradient) + penalties);   x0 <- x
     the step          x <- x0 + u, whatever the optimizer makes of it
-    after it          x <- R_x0(P_x0(u));   momentum <- P_x(momentum)
+    after it          x <- R_x0(P_x0(u));   momentum <- P_x(P_x0(momentum))
 
 P removes what leads off the manifold: an elementwise scaling as Adam's, weight decay (which is normal to every manifold
 here), what momentum kept of other tangent spaces. Cost: one copy of each constrained weight, beside its geometry.
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from weightspace.errors import AttachError
+from weightspace.errors import AttachError, RuleError
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.points import Channels
@@ -105,7 +105,7 @@ class Manifolds:
             if is_loading and task.constraint.manifold.is_changing:
                 continue
             weight = task.info.parameter
-            if task.writes != _writes(weight) or task.constraint.is_new_at(step):
+            if task.writes != _writes(weight):
                 distance = task.constraint.project_(weight, step)
                 if distance:
                     self.moved[task.info.name] = distance
@@ -130,7 +130,8 @@ class Manifolds:
         keys = momentum_keys(optimizer)
         for task in self._open:
             weight = task.info.parameter
-            if _writes(weight) == task.writes:  # a step that was skipped
+            # Not by the count of writes: fused optimizers and those that write to p.data leave it alone.
+            if torch.equal(task.start, weight):  # a step that was skipped
                 continue
             task.fallbacks += task.constraint.follow_(task.start, weight, step)
             task.writes = _writes(weight)
@@ -138,8 +139,12 @@ class Manifolds:
             for key in keys:
                 momentum = state.get(key)
                 if isinstance(momentum, torch.Tensor) and momentum.shape == weight.shape:
-                    _project(task.constraint, weight, momentum, step)
+                    _carry(task, momentum, step)
         self._open = []
+        for task in self.tasks:
+            if task.constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
+                task.constraint.project_(task.info.parameter, step + 1)
+                task.writes = _writes(task.info.parameter)
 
     def norms(self) -> dict[str, float]:
         """Norms of the Riemannian gradients at the latest measured step; one synchronization for each device."""
@@ -162,13 +167,15 @@ def _task(info: ParameterInfo, index: int, manifold: Manifold) -> ManifoldTask:
     return ManifoldTask(info, index, constraint, torch.empty_like(weight, memory_format=torch.preserve_format))
 
 
-def _project(constraint: Constraint, weight: torch.Tensor, momentum: torch.Tensor, step: int) -> None:
-    if has_same_layout(momentum, weight):
-        constraint.project_tangent_(weight, momentum, step)
-        return
-    copy = torch.empty_like(weight, dtype=momentum.dtype).copy_(momentum)
-    constraint.project_tangent_(weight, copy, step)
-    momentum.copy_(copy)
+def _carry(task: ManifoldTask, momentum: torch.Tensor, step: int) -> None:
+    """Momentum, from the tangent space of the old point (weight decay put it out of it) to that of the new one."""
+    weight = task.info.parameter
+    is_alike = has_same_layout(momentum, weight)
+    carried = momentum if is_alike else torch.empty_like(weight, dtype=momentum.dtype).copy_(momentum)
+    task.constraint.project_tangent_(task.start, carried, step)
+    task.constraint.project_tangent_(weight, carried, step)
+    if not is_alike:
+        momentum.copy_(carried)
 
 
 # ---------------------------------------------------------------- what fits
@@ -208,6 +215,12 @@ def check_constraints(optimizer: Optimizer, routes: Iterable[Route], rules: Sequ
     if not constrained:
         return
     momentum_keys(optimizer)
+    for name, rule in constrained.values():
+        if isinstance(rule, Manifold) and rule.is_slack:
+            raise RuleError(
+                f"{rule} on {name} corrects now and then only, which needs the steps of SubmanifoldSGD; use that "
+                "optimizer, or leave tolerance and every out."
+            )
     names = {cls.__name__ for cls in type(optimizer).__mro__}
     for group in optimizer.param_groups:
         here = [constrained[id(p)] for p in group["params"] if id(p) in constrained]

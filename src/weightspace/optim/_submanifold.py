@@ -34,7 +34,9 @@ class SubmanifoldOptimizer(Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], *, check_finite: bool = True) -> None:
         self._forget()
         self._check_finite = check_finite
-        super().__init__(params, {"manifold": Euclidean().text(), "out_axis": 0, "groups": 1, **defaults})
+        super().__init__(
+            params, {"manifold": Euclidean().text(), "out_axis": 0, "groups": 1, **defaults, "differentiable": False}
+        )
 
     def _forget(self) -> None:
         # What can be made anew from groups and weights at any time; `state` holds what cannot.
@@ -89,8 +91,7 @@ class SubmanifoldOptimizer(Optimizer):
         if constraint is None or parameter.grad is None:
             return
         step = int(self.state[parameter]["step"])
-        if self._versions.get(id(parameter)) != _writes(parameter) or constraint.is_new_at(step):
-            # Written to since the last step, or on a new manifold from now on.
+        if self._versions.get(id(parameter)) != _writes(parameter):  # written to since the last step
             self._put_on(parameter, constraint, step)
         gradient = parameter.grad
         if gradient.layout != torch.strided:
@@ -99,6 +100,8 @@ class SubmanifoldOptimizer(Optimizer):
             gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
         self._step_on(parameter, group, constraint, gradient.neg() if group["maximize"] else gradient)
         self._versions[id(parameter)] = _writes(parameter)
+        if constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
+            self._put_on(parameter, constraint, step + 1)
 
     def _refuse_non_finite(self) -> None:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]

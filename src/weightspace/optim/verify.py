@@ -130,8 +130,8 @@ def check_constraint(
 ) -> PropertyCheck:
     """How far a weight is from its manifold, beside what is allowed.
 
-    Of the pieces of a product it is the one that comes nearest to its bound, or exceeds it most. `slack` holds the bound
-    that steps without a correction carried along: it is allowed too.
+    Of the pieces of a product it is the one that comes nearest to its bound, or exceeds it most. `slack` holds the
+    bound that steps without a correction carried along: it is allowed too.
     """
     error, bound = constraint.worst(parameter.detach(), step)
     carried = 0.0 if slack is None or not torch.isfinite(slack[0]) else float(slack[0]) + _ROUNDING
