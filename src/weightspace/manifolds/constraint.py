@@ -126,6 +126,8 @@ class Constraint:
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion, step: int = 0) -> Moved:
         """One step of the weight `x` against `d`, in place; momentum is accumulated into `d` if `motion.grad` is given.
 
+        `motion` is used up: it ends with the views of this weight.
+
         One piece takes the manifold's own fast step; several share one step size, R over all of them.
         """
         pieces = self.pieces(step)
@@ -184,7 +186,8 @@ class Constraint:
     def _move_whole(self, piece: Piece, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
         at, against = piece.read(x), piece.read(d)
         grad = None if motion.grad is None else piece.read(motion.grad)
-        moved = piece.manifold.move(at, against, replace(motion, grad=grad, product=piece.view.product))
+        motion.grad, motion.product = grad, piece.view.product
+        moved = piece.manifold.move(at, against, motion)
         piece.write(x, at)
         if grad is not None:
             piece.write(d, against)

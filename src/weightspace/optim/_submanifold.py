@@ -18,7 +18,7 @@ from weightspace.errors import AttachError, RuleError, SelectionError
 from weightspace.kernels.parameters import has_same_layout
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Euclidean, Manifold, parse
-from weightspace.optim._finite import all_finite, raise_non_finite_named, sum_of
+from weightspace.optim._finite import raise_non_finite_named
 from weightspace.optim.verify import PropertyCheck, check_constraint, raise_if_broken
 from weightspace.precision import full_precision
 
@@ -104,8 +104,14 @@ class SubmanifoldOptimizer(Optimizer):
             self._put_on(parameter, constraint, step + 1)
 
     def _refuse_non_finite(self) -> None:
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not all_finite(sum_of(g) for g in grads if g.layout == torch.strided):
+        grads = [
+            p.grad
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and p.grad.layout == torch.strided
+        ]
+        # One pass, one synchronization. A norm may overflow where no entry is infinite: then it looks closer.
+        if grads and not math.isfinite(torch.nn.utils.get_total_norm(grads)):
             raise_non_finite_named((name, p) for name, p, _, _ in self._parameters())
 
     # ------------------------------------------------------------------ constraints

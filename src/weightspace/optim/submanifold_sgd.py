@@ -137,7 +137,7 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
             return
         states = [self.state[p] for p in parameters]
         # At its first step torch's buffer is the gradient itself, undampened: that is what None asks for.
-        buffers = [s.get("momentum_buffer") if float(s["step"]) else None for s in states] if group["momentum"] else []
+        buffers = [s.get("momentum_buffer") if s["step"].item() else None for s in states] if group["momentum"] else []
         sgd(
             parameters,
             [p.grad for p in parameters],
