@@ -5,7 +5,7 @@ corrected and never accumulate. With E = G - I and e = |E|_F:
 
 | regime | polar factor X G^(-1/2) | Q of X = Q R |
 |---|---|---|
-| near: e <= `NEAR` | Taylor polynomials of (I + E)^(-1/2), of the order that a bound asks for | Cholesky, once |
+| near: e <= `NEAR` | Taylor polynomials of (I + E)^(-1/2), of the order a bound asks for | triangle of E, or Cholesky |
 | far | coupled Newton-Schulz on G in float64, accepted by the residual of its result | Cholesky in float64, likewise |
 | ill-conditioned, rank-deficient | SVD in float64 | Householder in float64 |
 
@@ -124,8 +124,21 @@ def _polynomial(excess: torch.Tensor, order: int) -> torch.Tensor:
     return result
 
 
-def lower_inverse(excess: torch.Tensor) -> torch.Tensor:
-    """`L^-1 - I` for the Cholesky factor L of `I + E`, `|E| <= NEAR`, `(..., s, s)`."""
+def lower_inverse(excess: torch.Tensor, norm: float) -> torch.Tensor:
+    """`L^-1 - I` for the Cholesky factor L of `I + E`, to the rounding of the dtype.
+
+    Args:
+        excess: Symmetric E `(..., s, s)`.
+        norm: A bound on their Frobenius norms, at most `NEAR`.
+
+    To first order it is -T, T the lower triangle of E with half of its diagonal. Since `T + T^T = E` and
+    `|T| <= |E| / sqrt(2)`, `(I - T)(I + E)(I - T)^T - I = T T^T - T E - E T^T + T E T^T` is at most
+    `2 |E|^2 + |E|^3 / 2` [derived]: with that below rounding no factorization is needed.
+    """
+    if 2 * norm**2 + norm**3 / 2 <= torch.finfo(excess.dtype).eps / 2:
+        first = excess.tril().neg_()
+        first.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+        return first
     eye = torch.eye(excess.shape[-1], dtype=excess.dtype, device=excess.device)
     lower, _ = torch.linalg.cholesky_ex(excess + eye)
     return torch.linalg.solve_triangular(lower, eye - lower, upper=False)
@@ -176,7 +189,7 @@ def _far_polar(y: torch.Tensor) -> torch.Tensor:
 
 
 def _near_qr(y: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
-    return torch.baddbmm(y, lower_inverse(excess), y)
+    return torch.baddbmm(y, lower_inverse(excess, torch.linalg.matrix_norm(excess).amax().item()), y)
 
 
 def _far_qr(y: torch.Tensor) -> torch.Tensor:

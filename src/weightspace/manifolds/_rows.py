@@ -6,6 +6,7 @@ The new point itself is measured and normalized, so that no rounding adds up ove
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from weightspace.manifolds._unit import LENGTHS, Dims
 if TYPE_CHECKING:
     from weightspace.manifolds.base import Manifold
 
-BLOCK = 1 << 19  # numbers of a block: x, d, gradient and tangent part take 8 MiB in float32, a share of a last-level cache
+BLOCK = (
+    1 << 19
+)  # numbers of a block: x, d, gradient and tangent part take 8 MiB in float32, a share of a last-level cache
 SHORT = 16  # numbers of a vector up to which components first is faster than rows
 LONG = 1 << 15  # numbers of a vector from which on one core a row, and float32 sums without a cascade, are too little
 
@@ -54,12 +57,14 @@ def step_vectors(manifold: Manifold, sizes: Sizes, x: torch.Tensor, d: torch.Ten
     """
     n, p = x.shape[-2:]
     count = x.numel() // max(1, n * p)
-    length = {(-2, -1): n * p, (-1,): p, (-2,): n}[sizes.dims]
+    length = math.prod(x.shape[k] for k in sizes.dims)
     if n * p <= 4 * SHORT and length <= SHORT and sizes.dims != (-1,) and count >= MANY:
         by_column = sizes.dims == (-2,)
         step = ShortVectors(sizes.radius, by_column, sizes.is_centered, motion.geodesic)
         return step_small(manifold, step, x, d, motion)
-    is_rows = x.device.type == "cpu" and x.is_contiguous() and sizes.dims != (-2,) and 1 < length < LONG and x.numel() > 0
+    is_rows = (
+        x.device.type == "cpu" and x.is_contiguous() and sizes.dims != (-2,) and 1 < length < LONG and x.numel() > 0
+    )
     if is_rows and not motion.product:
         return _step_long_rows(manifold, sizes, x, d, motion)
     return move(manifold, x, d, motion)
@@ -69,18 +74,18 @@ def _step_long_rows(manifold: Manifold, sizes: Sizes, x: torch.Tensor, d: torch.
     against = d if d.is_contiguous() else d.contiguous()
     grad = None if motion.grad is None else motion.grad.contiguous()
     length = x.shape[-1] if sizes.dims == (-1,) else x.shape[-2] * x.shape[-1]
-    rows = _Rows(sizes, replace(motion, grad=grad), x.view(-1, length), against.view(-1, length), x.shape[:-2].numel())
+    lead = x.shape[:-2]
+    factor = None if motion.factor is None else motion.factor.expand(lead).reshape(-1)
+    dense = replace(motion, grad=grad, factor=factor)
+    rows = _Rows(sizes, dense, x.view(-1, length), against.view(-1, length), lead.numel())
     moved = rows.step()
     if rows.needs_care():
         x.copy_(manifold.project(x))
     if against is not d and grad is not None:
         d.copy_(against)
-    lead = x.shape[:-2]
-    squared, factor = moved.squared, moved.factor
-    return Moved(
-        None if squared is None else squared.view(lead),
-        motion.factor if motion.factor is not None or factor is None else factor.view(lead),
-    )
+    if moved.squared is None or moved.factor is None:
+        return Moved(None, motion.factor)
+    return Moved(moved.squared.view(lead), moved.factor.view(lead))
 
 
 @dataclass
@@ -102,16 +107,15 @@ class _Rows:
 
     def step(self) -> Moved:
         """Moves the rows."""
-        motion, radius = self.motion, self.sizes.radius
-        squared = None
-        factor = None
+        motion = self.motion
+        squared = factor = None
         if motion.step_size == "curvature" and motion.factor is None:
             squared = self.x.new_empty(self.points)
             factor = self.x.new_empty(self.points)
             if self.points != len(self.x):
                 return self._step_shared(squared, factor)
         elif motion.factor is not None:
-            self._rates.view(self.points, -1).copy_((motion.rate / motion.factor).reshape(-1, 1))
+            self._rates.view(self.points, -1).copy_(motion.rate / motion.factor.view(-1, 1))
         grad = motion.grad
         for part in self._parts():
             x, d = self.x[part], self.d[part]
@@ -149,7 +153,7 @@ class _Rows:
         It is what differentiates the weight normalization `r x / |x|`; torch has that as one kernel.
         """
         radii = self._radii[part]
-        v, along = torch.ops.aten._weight_norm_interface_backward(d, x, radii, radii, 0)
+        v, along = torch.ops.aten._weight_norm_interface_backward(d, x, radii, radii, 0)  # noqa: SLF001
         if self.sizes.is_centered:
             v.sub_(v.mean(1, keepdim=True))
         return v, along
@@ -171,7 +175,9 @@ class _Rows:
         norms = self._norms[part]
         torch.linalg.vector_norm(x, dim=1, keepdim=True, out=norms)
         info = torch.finfo(x.dtype)
-        norms.clamp_(min=info.tiny, max=info.max)  # infinite norms of finite rows: the direction is kept for `needs_care`
+        norms.clamp_(
+            min=info.tiny, max=info.max
+        )  # infinite norms of finite rows: the direction is kept for `needs_care`
         x.mul_(self.sizes.radius / norms)
 
     def _step_shared(self, squared: torch.Tensor, factor: torch.Tensor) -> Moved:

@@ -45,6 +45,10 @@ class Block:
         """`count` vectors of C numbers, uninitialised."""
         return motion.work.lend(tag, (count, self.x.shape[-1]), self.x)
 
+    def put(self, points: torch.Tensor) -> None:
+        """Writes `(n, p, C)` to the target."""
+        self.target.copy_(points.view(self.target.shape))
+
 
 class SmallStep(Protocol):
     """Closed forms of one manifold's step, for one block."""
@@ -61,6 +65,7 @@ class SmallStep(Protocol):
         Returns:
             False if a point of the block needs the reference's care; nothing is written then.
         """
+        ...
 
 
 def step_small(manifold: Manifold, step: SmallStep, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
@@ -76,14 +81,21 @@ def step_small(manifold: Manifold, step: SmallStep, x: torch.Tensor, d: torch.Te
     Cost: that of some hundred numbers a point, elementwise; a shared step size reads everything twice.
     """
     inner = _inner(x, d, motion.grad)
-    if inner is None:  # leading dimensions that cannot be viewed as two
-        dense = replace(motion, grad=None if motion.grad is None else motion.grad.contiguous())
-        points, against = x.contiguous(), d.contiguous()
-        moved = step_small(manifold, step, points, against, dense)
-        x.copy_(points)
-        if motion.grad is not None:
-            d.copy_(against)
-        return moved
+    if inner is not None:
+        return _step(manifold, step, x, d, motion, inner=inner)
+    # Leading dimensions that cannot be viewed as two
+    dense = replace(motion, grad=None if motion.grad is None else motion.grad.contiguous())
+    points, against = x.contiguous(), d.contiguous()
+    moved = _step(manifold, step, points, against, dense, inner=1)
+    x.copy_(points)
+    if motion.grad is not None:
+        d.copy_(against)
+    return moved
+
+
+def _step(
+    manifold: Manifold, step: SmallStep, x: torch.Tensor, d: torch.Tensor, motion: Motion, *, inner: int
+) -> Moved:
     lead = x.shape[:-2]
     squared = factor = None
     if motion.step_size == "curvature" and motion.factor is None:
@@ -113,8 +125,13 @@ def step_small(manifold: Manifold, step: SmallStep, x: torch.Tensor, d: torch.Te
 
 def own_factor(squared: torch.Tensor, distance_bound: float, out: torch.Tensor) -> None:
     """`curvature_factor` where curvature is nowhere negative: max(1, R^2 + 2 rho R)."""
-    torch.sqrt(squared, out=out)
+    torch.rsqrt(squared, out=out).reciprocal_()
     torch.add(squared, out, alpha=2 * distance_bound, out=out).clamp_(min=1)
+
+
+def root_(values: torch.Tensor) -> torch.Tensor:
+    """Square roots, in place. torch hands `sqrt` to a library that is ten times slower than this on some CPUs."""
+    return values.rsqrt_().reciprocal_()
 
 
 def accumulate(d: torch.Tensor, grad: torch.Tensor | None, motion: Motion) -> None:
@@ -154,7 +171,7 @@ def _blocks(x: torch.Tensor, d: torch.Tensor, motion: Motion, inner: int) -> Ite
             accumulate(against[start:stop], grads[start:stop], motion)
         size = (stop - start) * inner
         copies = motion.work.lend("slices", (2, n, p, size), x)
-        # Four dimensions: what is copied between two may take a path of torch for transposes, which is three times slower.
+        # With four dimensions: between matrices, torch copies by a path for transposes that is three times slower here.
         split = copies.view(2, n, p, stop - start, inner)
         target, source = (t[start:stop].permute(2, 3, 0, 1) for t in (points, against))
         split[0].copy_(target)

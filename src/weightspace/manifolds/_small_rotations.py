@@ -1,6 +1,6 @@
 """Steps of orthogonal 2 x 2 and 3 x 3 matrices by closed forms: their tangent vectors are one or three numbers.
 
-With rows x_i of X and d_i of D, the gradient is V = K X with K = skew(D X^T) (twice that in the canonical metric), whose
+With rows x_i of X and d_i of D, the gradient is V = K X with K = skew(D X^T) (twice that in the canonical metric). The
 entries K_jl = (d_j . x_l - d_l . x_j) / 2 are the coordinates b of an axis: K_12 = b_0, K_20 = b_1, K_01 = b_2. A step
 turns X by K' = -a K, a = rate / r, of coordinates c = -a b and angle t = |c| [derived from Rodrigues' formula]:
 
@@ -21,11 +21,20 @@ import torch
 from torch import Tensor, addcmul, mul
 
 from weightspace.manifolds._moves import Motion
-from weightspace.manifolds._slices import Block
+from weightspace.manifolds._slices import MANY, Block, SmallStep, root_
 
+Update = Literal["polar", "qr", "geodesic"]
 Vector = list[Tensor]  # its three components for C points
 _NEXT = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 _FAR = 0.25  # squared norms, relative to their size on the manifold, below which the reference projects properly
+
+
+def closed_form(x: Tensor, update: Update, *, is_canonical: bool = False) -> SmallStep | None:
+    """Closed forms for orthogonal points `(*lead, n, p)`, where there are some and enough points to pay."""
+    n, p = x.shape[-2:]
+    if n != p or p not in (2, 3) or x.numel() < MANY * p * p:
+        return None
+    return (Rotations2 if p == 2 else Rotations3)(update, is_canonical)
 
 
 @dataclass
@@ -37,7 +46,7 @@ class Rotations3:
         is_canonical: The metric: `tr u^T v / 2`.
     """
 
-    update: Literal["polar", "qr", "geodesic"]
+    update: Update
     is_canonical: bool = False
     _scratch: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -86,10 +95,9 @@ class Rotations3:
         _cross(first, second, last)
         if self.update != "geodesic":
             _dot(last, old, sign)
-        mul(scales[0], scales[1], out=scales[2])
-        torch.copysign(scales[2], sign, out=scales[2])
-        scales = scales.view(*((1, 3) if self.update == "qr" else (3, 1)), *block.target.shape[2:])
-        mul(block.d.view(block.target.shape), scales, out=block.target)
+        mul(scales[0], scales[1], out=scales[2]).mul_(_signs(sign))
+        block.d.mul_(scales.view(*((1, 3) if self.update == "qr" else (3, 1)), -1))
+        block.put(block.d)
         return True
 
 
@@ -97,7 +105,7 @@ class Rotations3:
 class Rotations2:
     """The step of orthogonal 2 x 2 points; `update` and metric as for `Rotations3`. Polar and QR are the same here."""
 
-    update: Literal["polar", "qr", "geodesic"]
+    update: Update
     is_canonical: bool = False
     _scratch: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -138,10 +146,9 @@ class Rotations2:
         if not bool(norm.amin() > _FAR):
             return False
         block.d[0].mul_(norm.rsqrt_())
-        torch.copysign(torch.ones_like(norm), sign, out=sign)
-        mul(new[0][0], sign, out=new[1][1])
+        mul(new[0][0], _signs(sign), out=new[1][1])
         torch.neg(mul(new[0][1], sign, out=new[1][0]), out=new[1][0])
-        block.target.copy_(block.d.view(block.target.shape))
+        block.put(block.d)
         return True
 
 
@@ -151,9 +158,9 @@ def _moved_rows(axis: Vector, squared: Tensor, x: Tensor, out: Tensor, work: Ten
     tensors, along, cosine = w[:6], w[6:8], w[8] if is_geodesic else None
     turn = axis
     if cosine is None:
-        squared.add_(1).sqrt_().add_(1).reciprocal_()  # 1 / (1 + w)
+        root_(squared.add_(1)).add_(1).reciprocal_()  # 1 / (1 + w)
     else:
-        angle = squared.sqrt_()
+        angle = root_(squared)
         torch.cos(angle, out=cosine)
         sine = torch.sinc(angle / torch.pi)
         turn = [a * sine for a in axis]
@@ -197,6 +204,11 @@ def _orthogonalize(a: Vector, b: Vector, scales: Tensor, product: Tensor, square
     _dot(b, b, squared)
     torch.rsqrt(squared, out=scales[1])
     return bool(squared.amin() > _FAR)
+
+
+def _signs(values: Tensor) -> Tensor:
+    """1 or -1, in place; 1 for zero."""
+    return values.add_(torch.finfo(values.dtype).tiny).sign_()
 
 
 def _rows(t: Tensor) -> list[tuple[Tensor, ...]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.manifolds._moves import Motion
-from weightspace.manifolds._slices import Block
+from weightspace.manifolds._slices import Block, root_
 from weightspace.manifolds._unit import LENGTHS
 
 
@@ -70,10 +70,8 @@ class ShortVectors:
         if not (shortest > LENGTHS[0] * self.radius and longest < LENGTHS[1] * self.radius):  # also NaN
             return False
         torch.mul(size.reciprocal_(), self.radius, out=size)
-        shape = block.target.shape
-        torch.mul(
-            block.x.view(shape), size.view(1, -1, *shape[2:]), out=block.target
-        )  # one size for a point, or for each of its columns
+        x.mul_(size)
+        block.put(block.x)
         return True
 
     def _vectors(self, t: Tensor, block: Block) -> Tensor:
@@ -83,7 +81,7 @@ class ShortVectors:
 
     def _norms(self, vectors: Tensor, out: Tensor) -> Tensor:
         torch.mul(vectors, vectors, out=self._scratch)
-        return torch.sum(self._scratch, 0, out=out).sqrt_()
+        return root_(torch.sum(self._scratch, 0, out=out))
 
 
 def _center(vectors: Tensor, scratch: Tensor) -> None:

@@ -251,7 +251,7 @@ class _Correction:
         if is_polar:
             self.rows.mixed(inverse_root(excess, norm), self.x, self.buffer)
         else:
-            self.rows.lower_mixed(lower_inverse(excess), self.x, self.buffer)
+            self.rows.lower_mixed(lower_inverse(excess, norm), self.x, self.buffer)
         self.x.add_(self.buffer)
         return 0
 

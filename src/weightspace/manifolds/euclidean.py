@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from weightspace.kernels.points import Grouping
-from weightspace.manifolds._unit import gaussian
+from weightspace.manifolds._unit import gaussian, norm_of
 from weightspace.manifolds.base import Manifold
 
 
@@ -47,7 +47,7 @@ class Euclidean(Manifold):
 
     def distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The Frobenius norm of the difference."""
-        return torch.linalg.vector_norm(x - y, dim=(-2, -1))
+        return norm_of(x - y, (-2, -1))[..., 0, 0]
 
     def random_uniform(
         self, shape: tuple[int, ...], *, generator: torch.Generator | None = None, like: torch.Tensor | None = None

@@ -26,7 +26,7 @@ from weightspace.errors import RuleError
 from weightspace.kernels.options import choice
 from weightspace.kernels.points import SLICES, Grouping
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._sphere_step import sphere_move
+from weightspace.manifolds._rows import Sizes, step_vectors
 from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
 from weightspace.manifolds.base import MATRICES, Manifold
 
@@ -49,7 +49,8 @@ class Oblique(Manifold):
     Raises:
         RuleError: An option is out of its range, or slices are asked for by filter.
 
-    Cost: some passes over the memory of the points; `3 np` temporary numbers.
+    Cost: a step by filter reads and writes what SGD with momentum does, and reads once more for `"curvature"`; large
+    points by column take some passes over the memory and `3 np` temporary numbers.
 
     Example:
         >>> Oblique().project(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
@@ -116,8 +117,8 @@ class Oblique(Manifold):
         return (norm_of(x.double(), self._along) - 1).abs().amax((-2, -1))
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-        """The same step as the reference's in fewer passes over the memory; see `sphere_move`."""
-        return sphere_move(1.0, self._along, x, d, motion)
+        """The reference's step in fewer passes over the memory; see `step_vectors`."""
+        return step_vectors(self, Sizes(1.0, self._along), x, d, motion)
 
     def degenerate(self, n: int, p: int) -> str | None:
         """A single number has no direction."""

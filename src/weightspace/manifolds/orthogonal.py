@@ -25,7 +25,10 @@ import torch
 from weightspace.errors import RuleError
 from weightspace.kernels.points import Grouping
 from weightspace.manifolds._geodesics import deviation, haar, rotation, shortened, skew
+from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._polar import polar
+from weightspace.manifolds._slices import step_small
+from weightspace.manifolds._small_rotations import closed_form
 from weightspace.manifolds._unit import length_and_direction, norm_of
 from weightspace.manifolds.base import MATRICES, Manifold
 
@@ -118,6 +121,11 @@ class Orthogonal(Manifold):
     def violation(self, x: torch.Tensor) -> torch.Tensor:
         """The largest error of a singular value; many points: an upper bound, see `deviation`."""
         return deviation(x)
+
+    def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
+        """The reference's step; of many 2 x 2 or 3 x 3 points by components, see `step_small`."""
+        step = closed_form(x, "geodesic" if motion.geodesic else "polar")
+        return move(self, x, d, motion) if step is None else step_small(self, step, x, d, motion)
 
     def degenerate(self, n: int, p: int) -> str | None:
         """Not square, or a single number."""

@@ -200,9 +200,11 @@ def _parts(given: object) -> tuple[Manifold, ...]:
 
 
 def _sizes(count: int, shares: Sequence[float]) -> list[int]:
-    """`count` in whole shares, none of them zero: the largest remainders get what rounding leaves."""
-    free, total = count - len(shares), sum(shares)
-    exact = [free * s / total for s in shares]
-    sizes = [int(e) for e in exact]
-    rest = sorted(range(len(shares)), key=lambda k: (sizes[k] - exact[k], k))[: free - sum(sizes)]
-    return [size + 1 + (k in rest) for k, size in enumerate(sizes)]
+    """`count` in whole shares, none of them zero: the nearest to the exact ones, the first of equally near ones."""
+    exact = [count * s / sum(shares) for s in shares]
+    sizes = [max(1, int(e)) for e in exact]
+    while sum(sizes) < count:
+        sizes[max(range(len(sizes)), key=lambda k: exact[k] - sizes[k])] += 1
+    while sum(sizes) > count:
+        sizes[max((k for k in range(len(sizes)) if sizes[k] > 1), key=lambda k: sizes[k] - exact[k])] -= 1
+    return sizes

@@ -22,7 +22,7 @@ import torch
 from weightspace.kernels.options import positive_number
 from weightspace.kernels.points import Grouping
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._sphere_step import sphere_move
+from weightspace.manifolds._rows import Sizes, step_vectors
 from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
 from weightspace.manifolds.base import Manifold
 
@@ -38,7 +38,7 @@ class Sphere(Manifold):
         radius: The norm.
         on: Which parameters; convolutions without the head by default.
 
-    Cost: a step reads and writes what SGD with momentum does. Temporary memory: a few blocks of 2^17 numbers.
+    Cost: a step reads and writes what SGD with momentum does. Temporary memory: some blocks.
 
     Example:
         >>> Sphere(radius=2.0).project(torch.tensor([[3.0, 4.0]]))
@@ -92,5 +92,5 @@ class Sphere(Manifold):
         return "a single number on a sphere is +r or -r" if n * p < 2 else None
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-        """The same step as the reference's in one pass over the memory; see `sphere_move`."""
-        return sphere_move(self.radius, (-2, -1), x, d, motion)
+        """The reference's step in fewer passes over the memory; see `step_vectors`."""
+        return step_vectors(self, Sizes(self.radius), x, d, motion)

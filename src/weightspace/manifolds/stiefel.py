@@ -30,7 +30,10 @@ from weightspace.kernels.points import Grouping
 from weightspace.manifolds._geodesics import as_given, deviation, haar, stiefel_geodesic, symmetric, tall
 from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._polar import polar, qr_positive
-from weightspace.manifolds._stiefel_step import stiefel_move
+from weightspace.manifolds._rows import Sizes, step_vectors
+from weightspace.manifolds._slices import step_small
+from weightspace.manifolds._small_rotations import closed_form
+from weightspace.manifolds._stiefel_step import Slack, rounding, stiefel_move
 from weightspace.manifolds.base import MATRICES, Manifold
 
 _LARGEST_TOLERANCE = 0.1
@@ -159,5 +162,17 @@ class Stiefel(Manifold):
         return -0.5 if is_curved_below else 0.0
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
-        """The reference's step in fewer flops, see `_stiefel_step`; geodesics are the reference's."""
+        """The reference's step in fewer flops, see `_stiefel_step`; geodesics are the reference's.
+
+        Many 2 x 2 or 3 x 3 points have closed forms, which correct at every step, and vectors the sphere's.
+        """
+        if min(x.shape[-2:]) == 1 and self.tolerance is None and self.every == 1:
+            return step_vectors(self, Sizes(1.0), x, d, motion)
+        update = "geodesic" if motion.geodesic else self.retraction
+        closed = closed_form(x, update, is_canonical=self.metric == "canonical")
+        if closed is not None:
+            moved = step_small(self, closed, x, d, motion)
+            if self.tolerance is not None or self.every > 1:
+                moved.slack = Slack(rounding(x), 0).written()
+            return moved
         return stiefel_move(self, x, d, motion) or move(self, x, d, motion)
