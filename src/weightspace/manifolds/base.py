@@ -146,8 +146,12 @@ class Manifold(Rule):
         """What `violation` must not exceed for weights kept in `dtype`: rounding of entries and of arithmetic."""
         eps = torch.finfo(dtype).eps
         arithmetic = {torch.float64: 1e-12}.get(dtype, 1e-6)
-        # Entries rounded by eps/2 move a matrix of p unit vectors by at most eps/2 * sqrt(p).
-        return arithmetic + (0.5 * eps * min(n, p) ** 0.5 if eps > 1e-5 else 0.0)
+        if eps < 1e-5:  # rounding of float32 and float64 entries is within the arithmetic's
+            return arithmetic
+        small, large = sorted((n, p))
+        # Entries rounded by eps/2 move a matrix of `small` unit vectors by at most eps/2 sqrt(small); by independent
+        # errors it is some eps/3.5 (1 + sqrt(small / large)), here with a margin of 3.5.
+        return arithmetic + eps * min(0.5 * small**0.5, 1 + (small / large) ** 0.5)
 
     # ------------------------------------------------------------------ a step
 

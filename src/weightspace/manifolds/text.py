@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -34,7 +35,10 @@ def parse(text: str) -> Manifold:
     if not isinstance(text, str):
         raise RuleError(f"parse() reads a manifold from text such as 'sphere(filter)'; got {text!r}.")
     try:
-        return _build(ast.parse(text.strip(), mode="eval").body, text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of "1x": the sentence below says more
+            tree = ast.parse(text.strip(), mode="eval")
+        return _build(tree.body, text)
     except (SyntaxError, ValueError, TypeError) as error:  # ValueError: a null byte; a RuleError is one as well
         if isinstance(error, RuleError):
             raise
