@@ -23,6 +23,8 @@ from weightspace.figures import robust_limits, spread
 from weightspace.report import write_report
 from weightspace.report.collect import read_layers
 from weightspace.report.curves import tuning_figure
+from weightspace.report.facts import layer_rows
+from weightspace.report.layers import layers_figure
 from weightspace.training.recipe import Recipe
 
 HOSTILE = "<script>alert(1)</script>"
@@ -363,3 +365,20 @@ def test_limits_leave_out_a_diverged_arm_only():
     assert robust_limits([]) == (0.0, 1.0)
     low, high = robust_limits([5.0])
     assert low < 5.0 < high
+
+
+def test_factors_of_steps_on_manifolds_get_a_plot_and_no_empty_table(tmp_path):
+    lines = [
+        {"kind": "epoch", "epoch": 1, "step": 2, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.5},
+        *(
+            {"kind": "layer", "step": s, "name": "conv.weight", "R": 3.0, "r": 10.0 + s, "fallbacks": 0.0}
+            for s in (1, 2)
+        ),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = read_layers([tmp_path], "Stiefel", damage := [])
+    assert damage == []
+    assert table.factor.tolist() == [[11.0, 12.0]]
+    assert layers_figure([table], "r") is not None
+    assert layers_figure([table], "rho") is None
+    assert layer_rows([table]) == []

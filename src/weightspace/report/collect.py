@@ -41,6 +41,7 @@ class LayerTable:
         steps: Steps at which they were measured.
         rho: Mean part of the gradient along the channel axis, shape `(layers, steps)`, 0 to 1; NaN where missing.
         shrinkage: Length of the transformed gradient over that of the loss gradient, likewise.
+        factor: r, the largest factor that steps on a manifold were divided by, at least 1, likewise.
     """
 
     title: str
@@ -48,6 +49,7 @@ class LayerTable:
     steps: tuple[int, ...]
     rho: NDArray[np.float64]
     shrinkage: NDArray[np.float64]
+    factor: NDArray[np.float64] | None = None
 
 
 def arm_curves(comparison: Comparison, arm: ArmResult, damage: list[str]) -> list[Curve]:
@@ -110,17 +112,17 @@ def read_layers(directories: Sequence[Path], title: str, damage: list[str]) -> L
     names = tuple(dict.fromkeys(str(record["name"]) for record in records))
     steps = tuple(sorted({int(record["step"]) for record in records}))
     rows, columns = {n: i for i, n in enumerate(names)}, {s: i for i, s in enumerate(steps)}
-    sums = np.zeros((2, len(names), len(steps)))
+    sums = np.zeros((3, len(names), len(steps)))
     counts = np.zeros_like(sums)
     for record in records:
         where = rows[str(record["name"])], columns[int(record["step"])]
-        for index, key in enumerate(("rho", "shrinkage")):
+        for index, key in enumerate(("rho", "shrinkage", "r")):
             value = number_of(record, key)
             if math.isfinite(value):
                 sums[(index, *where)] += value
                 counts[(index, *where)] += 1
     means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    return LayerTable(title, names, steps, means[0], means[1])
+    return LayerTable(title, names, steps, *means)
 
 
 def _records(directory: Path, kind: str, keys: Sequence[str], damage: list[str]) -> list[JsonObject]:

@@ -58,6 +58,8 @@ def layer_rows(tables: Sequence[LayerTable]) -> list[list[str]]:
     names = list(dict.fromkeys(name for table in tables for name in table.names))
     rows: list[list[str]] = []
     for name in names:
+        if not any(_has_numbers(table, name) for table in tables):
+            continue
         row = [name]
         for table in tables:
             if name in table.names:
@@ -67,6 +69,13 @@ def layer_rows(tables: Sequence[LayerTable]) -> list[list[str]]:
                 row.append("–")
         rows.append(row)
     return rows
+
+
+def _has_numbers(table: LayerTable, name: str) -> bool:
+    if name not in table.names:
+        return False
+    index = table.names.index(name)
+    return bool(np.isfinite(table.rho[index]).any() or np.isfinite(table.shrinkage[index]).any())
 
 
 def facts_of(facts: JsonObject) -> list[tuple[str, str]]:

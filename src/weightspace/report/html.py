@@ -208,6 +208,13 @@ def _layer_plots(layers: list[LayerTable]) -> list[Plot]:
             "Length after the rule over that before. Far below 1, it also acts as a smaller learning rate.",
             layers_figure(layers, "shrinkage"),
         ),
+        Plot(
+            "step-factor",
+            "Per-layer factor of the step size",
+            "What the curvature step size divided a layer's steps by. Near 1, a layer takes plain steps; far above, its "
+            "steps are about as long as the learning rate, however steep the loss.",
+            layers_figure(layers, "r"),
+        ),
     ]
 
 

@@ -10,16 +10,18 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from weightspace.figures import new_figure, shortened
 from weightspace.report.collect import LayerTable
 
-Quantity = Literal["rho", "shrinkage"]
+Quantity = Literal["rho", "shrinkage", "r"]
 
 _COLUMNS = 3
 _TITLES = {
     "rho": "rho: part of the gradient's squared length that lies in its mean over the rule's axis",
     "shrinkage": "shrinkage: length of the transformed gradient over that of the loss gradient",
+    "r": "r: largest factor that steps on a manifold were divided by",
 }
 _MOST_LABELS = 20
 
@@ -34,7 +36,7 @@ def layers_figure(tables: Sequence[LayerTable], quantity: Quantity) -> Figure | 
     Returns:
         The figure, or None when nothing was measured.
     """
-    grids = [table.rho if quantity == "rho" else table.shrinkage for table in tables]
+    grids = [_grid(table, quantity) for table in tables]
     finite = [grid[np.isfinite(grid)] for grid in grids]
     if not any(values.size for values in finite):
         return None
@@ -82,3 +84,10 @@ def _edges(steps: Sequence[int]) -> list[float]:
         return [steps[0] - 0.5, steps[0] + 0.5]
     inner = [(a + b) / 2 for a, b in pairwise(steps)]
     return [max(0.0, 2 * steps[0] - inner[0]), *inner, steps[-1] + (steps[-1] - inner[-1])]
+
+
+def _grid(table: LayerTable, quantity: Quantity) -> NDArray[np.float64]:
+    if quantity == "rho":
+        return table.rho
+    grid = table.shrinkage if quantity == "shrinkage" else table.factor
+    return np.full_like(table.rho, np.nan) if grid is None else grid

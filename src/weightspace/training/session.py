@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -21,7 +21,7 @@ from weightspace.training.reproducible import random_states, seed_stream, set_ra
 from weightspace.training.schedule import rate_setter
 
 if TYPE_CHECKING:
-    from weightspace.optim import Rules
+    from weightspace.optim import Rules, SubmanifoldSGD
 
 # Images at a time. On a CPU 1,000 fall out of the cache and take twice as long as 250; an accelerator wants many.
 _EVALUATION_BATCH_ON_CPU, _EVALUATION_BATCH = 250, 1000
@@ -66,6 +66,19 @@ class Session:
     def step(self) -> Callable[[], object]:
         """What moves the weights; rules hang on the inner optimizer and act either way."""
         return self.inner.step if self.is_plain else self.optimizer.step
+
+    @property
+    def has_measurements(self) -> bool:
+        """Whether rules or the optimizer measure something of each layer."""
+        return self.rules is not None or hasattr(self.inner, "measurements")
+
+    def measurements(self) -> dict[str, dict[str, float]]:
+        """What rules measured, and an optimizer on manifolds: by parameter. Reading it waits for the device."""
+        found = {} if self.rules is None else self.rules.measurements
+        if hasattr(self.inner, "measurements"):
+            of_steps = cast("SubmanifoldSGD", self.inner).measurements()
+            found = {name: {**found.get(name, {}), **of_steps.get(name, {})} for name in {**found, **of_steps}}
+        return found
 
     @property
     def steps(self) -> int:

@@ -87,7 +87,8 @@ class TrainingLoop:
         forward, backward, step, zero_grad = session.forward, session.backward, session.step, session.inner.zero_grad
         set_rate = session.set_rate
         smoothing, clip, channels_last = settings.label_smoothing, settings.clip_norm, settings.channels_last
-        rules = session.rules if settings.measure_every is not None else None
+        is_measuring = settings.measure_every is not None and session.has_measurements
+        rules = session.rules
         measure_every, check_every = settings.measure_every or 1, self.check_every
         in_epoch, checked, tick = len(session.train), state.step, time.perf_counter()
         for images, labels in session.train.epoch(state.epoch, state.batch):
@@ -104,7 +105,8 @@ class TrainingLoop:
             state.loss_sum += loss.detach()
             state.batch += 1
             state.step += 1
-            is_measured = rules is not None and (rules.steps - 1) % measure_every == 0  # rules measure their first step
+            taken = state.step if rules is None else rules.steps
+            is_measured = is_measuring and (taken - 1) % measure_every == 0  # rules measure their first step
             is_saved = every_steps is not None and state.step % every_steps == 0 and state.batch < in_epoch
             if is_measured or is_saved or state.step - checked == check_every or state.batch == in_epoch:
                 # Reading the loss waits for the device, so this is the time of the steps and of nothing else.
@@ -154,8 +156,8 @@ class TrainingLoop:
     def _between_steps(self, now: float, *, is_measured: bool, is_saved: bool) -> None:
         """Log, report progress, save, and stop if a signal asked for it. The state is consistent here."""
         state = self.session.progress
-        if is_measured and self.session.rules is not None:
-            self.log.layers(state.step, self.session.rules.measurements)
+        if is_measured:
+            self.log.layers(state.step, self.session.measurements())
         if self.report is not None and now - self._reported > _PROGRESS_SECONDS:
             self.report(state.step, self.session.steps)
             self._reported = now
