@@ -211,8 +211,8 @@ def _layer_plots(layers: list[LayerTable]) -> list[Plot]:
         Plot(
             "step-factor",
             "Per-layer factor of the step size",
-            "What the curvature step size divided a layer's steps by. Near 1, a layer takes plain steps; far above, its "
-            "steps are about as long as the learning rate, however steep the loss.",
+            "What the curvature step size divided a layer's steps by. Near 1, a layer takes plain steps; far above, "
+            "its steps are about as long as the learning rate, however steep the loss.",
             layers_figure(layers, "r"),
         ),
     ]
