@@ -1,7 +1,7 @@
 """Runs the benchmarks: `python -m benchmarks [--only NAME ...] [--quick] [--threads N]`.
 
-Two pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop) and docs/benchmarks-operators.md
-(spectra, moments, penalties, scaling, memory). A page is written when all its sections were measured, and never with
+Three pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
+(spectra, moments, penalties, scaling, memory) and docs/benchmarks-manifolds.md (sphere, stiefel, slices). A page is written when all its sections were measured, and never with
 `--quick`, which measures little, to see that it runs. Sections are printed as they are done.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import memory, metrics_page, moments, operators_scaling, penalties, spectra
+from benchmarks import manifolds_page, memory, metrics_page, moments, operators_scaling, penalties, spectra
 from benchmarks.timing import machine
 from weightspace.files import write_text_atomically
 
@@ -44,19 +44,27 @@ PAGES: dict[str, tuple[str, dict[str, Section]]] = {
             "memory": lambda _, quick: memory.section(quick=quick),
         },
     ),
+    "benchmarks-manifolds.md": (
+        "Benchmarks of steps on manifolds, beside other packages",
+        {
+            "sphere": lambda _, quick: manifolds_page.sphere_section(quick=quick),
+            "stiefel": lambda _, quick: manifolds_page.stiefel_section(quick=quick),
+            "slices": lambda _, quick: manifolds_page.slices_section(quick=quick),
+        },
+    ),
 }
 NAMES = [name for _, sections in PAGES.values() for name in sections]
 
 
 def intro(title: str, names: list[str]) -> str:
     """The head of a page: the command, the machine, how to read ratios."""
-    other = next(page for page, (_, sections) in PAGES.items() if not set(names) <= set(sections))
+    others = ", ".join(f"[{page}]({page})" for page, (_, sections) in PAGES.items() if not set(names) <= set(sections))
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     return f"""# {title}
 
 Written by `python -m benchmarks --only {" ".join(names)}` on {now}: {machine()}. Contestants take turns; ratios are taken
 turn by turn, then their median and quartiles. Absolute times depend on the machine and on what else it does.
-`python -m benchmarks` alone measures this page and [the other]({other}); `--quick` only shows that it runs.
+`python -m benchmarks` alone measures this page and {others}; `--quick` only shows that it runs.
 
 """
 
