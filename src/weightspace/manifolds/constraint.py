@@ -109,8 +109,10 @@ class Constraint:
         for p in self.pieces(step):
             p.write(u, p.manifold.project_tangent(p.read(x), p.read(u)))
 
-    def follow_(self, x: torch.Tensor, y: torch.Tensor, step: int = 0) -> int:
+    def follow_(self, x: torch.Tensor, y: torch.Tensor, step: int = 0, *, is_tangent: bool = False) -> int:
         """Replaces `y`, where a free step from `x` led, by where the tangent part of `y - x` leads on the manifold.
+
+        `is_tangent` tells that the step was tangent, so that it need not be projected.
 
         Returns:
             How many points needed an exact retraction.
@@ -118,7 +120,10 @@ class Constraint:
         fallbacks = 0
         for p in self.pieces(step):
             start, end = p.read(x), p.read(y)
-            y_new, exact = p.manifold.retract_counted(start, p.manifold.project_tangent(start, end - start))
+            v = end - start
+            if not is_tangent:
+                v = p.manifold.project_tangent(start, v)
+            y_new, exact = p.manifold.retract_counted(start, v)
             p.write(y, y_new)
             fallbacks += exact
         return fallbacks

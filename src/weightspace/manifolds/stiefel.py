@@ -98,23 +98,23 @@ class Stiefel(Manifold):
 
     def project_tangent(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """`U - X sym(X^T U)`, whatever the metric."""
-        at, vector = tall(x), tall(u)
-        return as_given(vector - at @ symmetric(at.mT @ vector), x)
+        if _is_wide(x):  # not by transposing: sums of mixed strides are slow
+            return u - symmetric(u @ x.mT) @ x
+        return u - x @ symmetric(x.mT @ u)
 
     def gradient(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """Depends on the metric: see the table of the module."""
         if self.metric == "embedded":
             return self.project_tangent(x, g)
-        at, derivative = tall(x), tall(g)
-        return as_given(derivative - at @ (derivative.mT @ at), x)
+        return g - (x @ g.mT) @ x if _is_wide(x) else g - x @ (g.mT @ x)
 
     def inner(self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Depends on the metric: see the table of the module."""
         product = (u * v).sum((-2, -1))
         if self.metric == "embedded":
             return product
-        at = tall(x).mT
-        return product - ((at @ tall(u)) * (at @ tall(v))).sum((-2, -1)) / 2
+        along_u, along_v = (x @ w.mT if _is_wide(x) else x.mT @ w for w in (u, v))
+        return product - (along_u * along_v).sum((-2, -1)) / 2
 
     def retract(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """The polar factor or Q of `x + v`, whatever `tolerance` and `every` say: those are for steps."""
@@ -176,3 +176,7 @@ class Stiefel(Manifold):
                 moved.slack = Slack(rounding(x), 0).written()
             return moved
         return stiefel_move(self, x, d, motion) or move(self, x, d, motion)
+
+
+def _is_wide(x: torch.Tensor) -> bool:
+    return x.shape[-2] < x.shape[-1]

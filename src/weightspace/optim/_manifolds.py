@@ -127,19 +127,20 @@ class Manifolds:
 
     def after(self, optimizer: Optimizer, step: int) -> None:
         """Puts the weights that stepped back onto their manifolds, and their momentum into the new tangent spaces."""
-        keys = momentum_keys(optimizer)
+        keys, tangent = momentum_keys(optimizer), _steps_tangent(optimizer)
         for task in self._open:
             weight = task.info.parameter
             # Not by the count of writes: fused optimizers and those that write to p.data leave it alone.
             if torch.equal(task.start, weight):  # a step that was skipped
                 continue
-            task.fallbacks += task.constraint.follow_(task.start, weight, step)
+            is_tangent = id(weight) in tangent
+            task.fallbacks += task.constraint.follow_(task.start, weight, step, is_tangent=is_tangent)
             task.writes = _writes(weight)
             state = optimizer.state.get(weight, {})
             for key in keys:
                 momentum = state.get(key)
                 if isinstance(momentum, torch.Tensor) and momentum.shape == weight.shape:
-                    _carry(task, momentum, step)
+                    _carry(task, momentum, step, is_tangent=is_tangent)
         self._open = []
         for task in self.tasks:
             if task.constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
@@ -167,12 +168,20 @@ def _task(info: ParameterInfo, index: int, manifold: Manifold) -> ManifoldTask:
     return ManifoldTask(info, index, constraint, torch.empty_like(weight, memory_format=torch.preserve_format))
 
 
-def _carry(task: ManifoldTask, momentum: torch.Tensor, step: int) -> None:
+def _steps_tangent(optimizer: Optimizer) -> set[int]:
+    """The parameters whose steps and momentum lie in the tangent space already: those of SGD without weight decay."""
+    if type(optimizer) is not torch.optim.SGD:
+        return set()
+    return {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+
+
+def _carry(task: ManifoldTask, momentum: torch.Tensor, step: int, *, is_tangent: bool) -> None:
     """Momentum, from the tangent space of the old point (weight decay put it out of it) to that of the new one."""
     weight = task.info.parameter
     is_alike = has_same_layout(momentum, weight)
     carried = momentum if is_alike else torch.empty_like(weight, dtype=momentum.dtype).copy_(momentum)
-    task.constraint.project_tangent_(task.start, carried, step)
+    if not is_tangent:
+        task.constraint.project_tangent_(task.start, carried, step)
     task.constraint.project_tangent_(weight, carried, step)
     if not is_alike:
         momentum.copy_(carried)
