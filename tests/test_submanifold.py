@@ -16,7 +16,7 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.errors import AttachError, NonFiniteGradientError, RuleError, SelectionError, VerificationError
-from weightspace.manifolds import Oblique, Orthogonal, Product, Sphere, Stiefel, ZeroMeanSphere
+from weightspace.manifolds import Constraint, Oblique, Orthogonal, Product, Sphere, Stiefel, ZeroMeanSphere
 from weightspace.manifolds._moves import curvature_factor
 from weightspace.optim import PowerDecayLR, SubmanifoldAdam, SubmanifoldSGD, convergence_conditions
 
@@ -59,6 +59,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: 
 
 def sgd_on(model: nn.Module, manifold: ws.manifolds.Manifold, **options: object) -> SubmanifoldSGD:
     return SubmanifoldSGD(ws.param_groups(model, {ws.on.convs: manifold}), **{"lr": 0.1, "momentum": 0.9, **options})
+
+
+class SlowConstraint(Constraint):
+    keeps_tangent = False
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -276,13 +280,12 @@ class TestEveryManifold:
 # ---------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("transport", ["projection", "norm"])
 @pytest.mark.parametrize(
     "manifold", [Sphere(), Stiefel(), Stiefel(metric="canonical"), Oblique()], ids=lambda m: m.text()
 )
-def test_carried_momentum_is_tangent(manifold, transport):
+def test_carried_momentum_is_tangent(manifold):
     model = make_model(torch.float64)
-    optimizer = sgd_on(model, manifold, transport=transport)
+    optimizer = sgd_on(model, manifold, transport="norm")
     train(model, optimizer, 0, 4)
     for weight in (model[0].weight, model[2].weight):
         view = manifold.points_of(weight, ws.kernels.Channels())
@@ -303,9 +306,32 @@ def test_norm_transport_keeps_the_length_and_projection_does_not():
         )
         w.grad = torch.tensor([[0.0, -1.0]], dtype=torch.float64)
         optimizer.step()  # to (1, 1) / sqrt(2): the angle between the tangents is 45 degrees
-        ends[transport] = float(optimizer.state[w]["momentum_buffer"].norm())
-    assert ends["norm"] == pytest.approx(1.0)
-    assert ends["projection"] == pytest.approx(math.sqrt(0.5))
+        before = w.detach().clone()
+        w.grad = torch.zeros(1, 2, dtype=torch.float64)
+        optimizer.step()  # by momentum alone
+        ends[transport] = math.tan(float(Sphere().distance(before, w.detach())))
+    assert ends["norm"] == pytest.approx(0.9)
+    assert ends["projection"] == pytest.approx(0.9 * math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("step_size", ["plain", "curvature"])
+@pytest.mark.parametrize("manifold", [m for m in MANIFOLDS if not isinstance(m, Product)], ids=lambda m: m.text())
+def test_projected_momentum_takes_the_steps_of_momentum_that_is_carried(manifold, step_size):
+    """The fast way keeps the tangent part at the old point, the slow one projects it to the new point at once."""
+    ends = []
+    for is_fast in (True, False):
+        model = make_model(torch.float64)
+        if manifold.is_slack:
+            continue
+        optimizer = sgd_on(model, manifold, transport="projection", step_size=step_size)
+        if not is_fast:
+            for group in optimizer.param_groups[:1]:
+                for k, weight in enumerate(group["params"]):
+                    optimizer._constraint(weight, group, k).__class__ = SlowConstraint
+        train(model, optimizer, 0, 6)
+        ends.append([p.detach() for p in model.parameters()])
+    for pair in zip(*ends, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-11)
 
 
 def test_plain_and_curvature_agree_for_small_gradients():
@@ -439,6 +465,8 @@ def test_refusals_say_what_to_do():
             SubmanifoldSGD([nn.Parameter(torch.ones(2))], lr=0.1, **bad)
     with pytest.raises(RuleError, match="nesterov"):
         SubmanifoldSGD([nn.Parameter(torch.ones(2))], lr=0.1, nesterov=True)
+    with pytest.raises(RuleError, match="nesterov=True with transport='projection'"):
+        SubmanifoldSGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9, nesterov=True, transport="projection")
     with pytest.raises(RuleError, match="betas"):
         SubmanifoldAdam([nn.Parameter(torch.ones(2))], betas=(0.9, 1.0))
 

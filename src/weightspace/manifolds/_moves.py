@@ -39,6 +39,7 @@ class Motion:
         gain: One minus dampening.
         factor: If given, `r` itself: it was found elsewhere (products of several manifolds share one).
         work: Lends temporary buffers.
+        keeps_tangent: Leave in `d` its tangent part at the point before the step: momentum that forgets the rest.
         slack: `Moved.slack` of this weight's last step, None before the first: see `_stiefel_step`.
     """
 
@@ -53,6 +54,7 @@ class Motion:
     factor: torch.Tensor | None = None
     work: Workspace = field(default_factory=Workspace)
     slack: torch.Tensor | None = None
+    keeps_tangent: bool = False
 
     def accumulate(self, d: torch.Tensor) -> torch.Tensor:
         """Momentum, in place: what to descend against."""
@@ -105,6 +107,8 @@ def move(manifold: Manifold, x: torch.Tensor, d: torch.Tensor, motion: Motion) -
     """The step by the manifold's own geometry, in place; cost: that of its methods, with temporaries."""
     d = motion.accumulate(d)
     v = manifold.gradient(x, d)
+    if motion.keeps_tangent:
+        d.copy_(v)
     squared = None
     factor = motion.factor
     if motion.step_size == "curvature" and factor is None:

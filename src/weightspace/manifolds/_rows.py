@@ -121,6 +121,8 @@ class _Rows:
             x, d = self.x[part], self.d[part]
             accumulate(d, None if grad is None else grad.view(self.x.shape)[part], motion)
             v, _ = self._tangent(x, d, part)
+            if motion.keeps_tangent:
+                d.copy_(v)
             if squared is not None and factor is not None:
                 length = self._measured(v, part)
                 torch.mul(length, length, out=squared[part].view(-1, 1))
@@ -190,6 +192,9 @@ class _Rows:
             accumulate(d, None if grad is None else grad.view(self.x.shape)[part], motion)
             v, along = self._tangent(x, d, part)
             self._measured(v, part)
+            if motion.keeps_tangent:
+                d.copy_(v)
+                along = torch.zeros_like(along)
             alongs.append(along)
         torch.sum(self._lengths.view(self.points, -1).square(), 1, out=squared)
         factor.copy_(curvature_factor(squared, motion.distance_bound, 0.0))

@@ -80,6 +80,8 @@ def step_small(manifold: Manifold, step: SmallStep, x: torch.Tensor, d: torch.Te
 
     Cost: that of some hundred numbers a point, elementwise; a shared step size reads everything twice.
     """
+    if motion.keeps_tangent:  # closed forms never write the tangent part down
+        return move(manifold, x, d, motion)
     inner = _inner(x, d, motion.grad)
     if inner is not None:
         return _step(manifold, step, x, d, motion, inner=inner)

@@ -59,6 +59,8 @@ def stiefel_move(manifold: Stiefel, x: torch.Tensor, d: torch.Tensor, motion: Mo
     rows = Rows(is_wide=x.shape[-2] < x.shape[-1])
     step = motion.work.lend("stiefel", tuple(at.shape), at)
     mixing = _gradient(manifold, rows, at, d.reshape(at.shape), step)
+    if motion.keeps_tangent:
+        d.copy_(step.reshape(d.shape))
     squared, factor = None, motion.factor
     if motion.step_size == "curvature" and factor is None:
         squared = _squared(manifold, mixing, step).reshape(lead)

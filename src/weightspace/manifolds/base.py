@@ -168,6 +168,11 @@ class Manifold(Rule):
     # ------------------------------------------------------------------ on a weight
 
     @property
+    def has_own_metric(self) -> bool:
+        """True if gradients are not tangent projections: another metric than that of the surrounding space."""
+        return False
+
+    @property
     def is_slack(self) -> bool:
         """True if weights may leave the manifold a little between corrections; steps carry a bound along."""
         return False

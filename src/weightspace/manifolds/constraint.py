@@ -80,6 +80,11 @@ class Constraint:
         return float(torch.linalg.vector_norm(tensor - before, dtype=wide) / size.clamp(min=torch.finfo(wide).tiny))
 
     @property
+    def keeps_tangent(self) -> bool:
+        """True if `move` can keep the tangent part of a momentum: one manifold, in the surrounding space's metric."""
+        return len(self.pieces(0)) == 1 and not self.manifold.has_own_metric
+
+    @property
     def is_slack(self) -> bool:
         """True if weights may leave the manifold a little between corrections."""
         return self.manifold.is_slack

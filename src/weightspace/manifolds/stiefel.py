@@ -144,6 +144,11 @@ class Stiefel(Manifold):
         return deviation(x)
 
     @property
+    def has_own_metric(self) -> bool:
+        """True for the canonical metric."""
+        return self.metric == "canonical"
+
+    @property
     def is_slack(self) -> bool:
         """True with `tolerance` or `every`."""
         return self.tolerance is not None or self.every > 1

@@ -55,8 +55,8 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         step_size: `"curvature"` divides the step by r; `"plain"` does not.
         update: `"retraction"` (cheaper) or `"geodesic"`, the exponential map.
         transport: What happens to the momentum buffer: `"ambient"` leaves it as it is and projects it when it is used
-            (the paper's way, and the fast one); `"projection"` keeps it tangent by projecting it at every new point;
-            `"norm"` also gives it its length back. The last two accumulate Riemannian gradients.
+            (the paper's way); `"projection"` keeps its tangent part only, projected to every new point; `"norm"` also
+            gives it its length back, and is slower. The last two accumulate Riemannian gradients.
         distance_bound: rho, a bound on the distance to the minimum; at most 1 is meant for unit spheres.
         check_finite: Raise on NaN or infinite gradients before any weight changes: a look at every gradient.
 
@@ -119,6 +119,8 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         choice(_NAME, "update", options["update"], ("retraction", "geodesic"))
         choice(_NAME, "transport", options["transport"], ("ambient", "projection", "norm"))
         positive_number(_NAME, "distance_bound", options["distance_bound"])
+        if options["nesterov"] and options["transport"] != "ambient":
+            raise RuleError(f"{_NAME} got nesterov=True with transport={options['transport']!r}; take 'ambient'.")
         super().add_param_group(param_group)
 
     def _new_state(self, parameter: torch.Tensor, group: Group, constraint: Constraint | None) -> dict[str, Any]:
@@ -176,7 +178,8 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
             if buffer is None:  # momentum was switched on after construction
                 buffer = state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             motion.grad = gradient
-            if group["transport"] != "ambient":
+            motion.keeps_tangent = group["transport"] == "projection" and constraint.keeps_tangent
+            if group["transport"] != "ambient" and not motion.keeps_tangent:
                 keeps_norm = group["transport"] == "norm"
                 moved = constraint.carry(parameter, buffer, motion, step, keeps_norm=keeps_norm)
             elif group["nesterov"]:
