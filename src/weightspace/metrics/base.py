@@ -91,6 +91,11 @@ class Metric(Rule):
         scale = torch.where(after > floor, before / after, torch.ones_like(after))
         out.view(layout.count, -1).mul_(scale[:, None])
 
+    @property
+    @abstractmethod
+    def view(self) -> ViewName:
+        """The view of a gradient that the metric acts on."""
+
     def refusal(self, info: ParameterInfo) -> str | None:
         """Grouped kernels have no common channel axis, and one channel leaves nothing to measure."""
         if info.groups > 1 and self.view in ("out", "in"):
