@@ -219,6 +219,20 @@ def test_show_needs_no_data(recipe: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "which parameters the rules act on depends on the images, which are not here: root='pictures'" in err
 
 
+def test_show_routes_manifolds_and_tells_what_a_schedule_lacks(recipe: Path) -> None:
+    optimizer = ["--set", "train.optimizer={name: SubmanifoldSGD, lr: 0.1}"]
+    rules = ["--set", "rules=[{rule: Stiefel}, {rule: ChannelL2}]"]
+    code, out, err = call("show", recipe, *optimizer, *rules, "--set", "train.schedule={name: cosine}")
+    assert code == 0
+    assert "Stiefel()" in out
+    assert "ChannelL2()" in out
+    assert "the schedule breaks a condition of convergence on manifolds, cosine" in err
+    power = ["--set", "train.schedule={name: power, rate: 0.01, exponent: 0.75}"]
+    assert "breaks a condition" not in call("show", recipe, *optimizer, *rules, *power)[2]
+    assert "breaks a condition" not in call("show", recipe, *rules, "--set", "train.schedule={name: cosine}")[2]
+    assert "breaks a condition" in call("show", recipe, *optimizer, "--set", "rules=[]")[2]
+
+
 def test_a_full_disk_is_one_sentence(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, _: bytes) -> int:
         raise OSError(28, "No space left on device", str(path))

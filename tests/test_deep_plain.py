@@ -12,7 +12,7 @@ import torch
 
 from weightspace.files import read_json, write_json_atomically
 from weightspace.training.models import Plain
-from weightspace.training.recipe import Recipe
+from weightspace.training.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,8 +56,8 @@ def test_weights_that_are_not_finite_are_none(deep_plain):
     assert found["singular values"]["rms"] == [None] * 3
 
 
-def comparison_folder(folder, *, model="plain"):
-    options = {"plain": {"depth": 3, "width": 4}, "mlp": {"hidden": 4}}[model]
+def comparison_folder(folder, *, model="plain", arms=None, strided=2):
+    options = {"plain": {"depth": 3, "width": 4, "strided": strided}, "mlp": {"hidden": 4}}[model]
     band = {"rule": "SingularValueBand", "low": 1.5, "high": 1.5, "weight": 1.0}
     recipe = Recipe.from_dict(
         {
@@ -68,7 +68,8 @@ def comparison_folder(folder, *, model="plain"):
             "compare": {
                 "baseline": "SGD",
                 "seeds": 2,
-                "arms": {"SGD": {}, "not finite": {"set": {"train.optimizer.lr": 1e30}}, "band": {"rules": [band]}},
+                "arms": arms
+                or {"SGD": {}, "not finite": {"set": {"train.optimizer.lr": 1e30}}, "band": {"rules": [band]}},
             },
         }
     )
@@ -110,3 +111,31 @@ def test_arms_that_are_there_are_kept(deep_plain, tmp_path):
 def test_other_models_are_refused(deep_plain, tmp_path):
     with pytest.raises(SystemExit, match="measures the model 'plain'"):
         deep_plain.main([str(comparison_folder(tmp_path, model="mlp")), "--out", str(tmp_path / "out")])
+
+
+def test_constrained_kernels_are_measured_on_their_manifold(deep_plain, tmp_path):
+    arms = {
+        "SGD": {},
+        "attached": {"rules": [{"rule": "Sphere", "radius": 1.5}]},
+        "own": {"set": {"train.optimizer.name": "SubmanifoldSGD"}, "rules": [{"rule": "Sphere", "radius": 1.5}]},
+    }
+    run_dir, out = comparison_folder(tmp_path / "run", arms=arms, strided=0), tmp_path / "out"
+    deep_plain.main([str(run_dir), "--out", str(out), "--seeds", "1", "--arms", "attached", "own"])
+    results = read_json(out / "depth.json")
+    for name in ("attached", "own"):
+        (run,) = results["arms"][name]["runs"]
+        for state in ("before", "after"):
+            # Four filters of norm 1.5 as a 4 -> 4 layer: the squares of 4 values a frequency add up to 4 * 1.5^2.
+            assert run[state]["singular values"]["rms"][2] == pytest.approx(1.5, rel=1e-3)
+
+
+def test_the_recipe_on_manifolds_repeats_the_arms_it_shares():
+    there = load_recipe("deep-plain").to_dict()
+    here = load_recipe(str(ROOT / "experiments" / "deep_plain_manifolds.yaml")).to_dict()
+    assert {key: here[key] for key in ("data", "model", "train")} == {
+        key: there[key] for key in ("data", "model", "train")
+    }
+    shared = there["compare"]["arms"].keys() & here["compare"]["arms"].keys()
+    assert shared == {"SGD", "SoftOrthogonality SO", "SingularValueBand sqrt 2 to 2", "He"}
+    assert all(here["compare"]["arms"][name] == there["compare"]["arms"][name] for name in shared)
+    assert here["compare"]["tune"] == there["compare"]["tune"]

@@ -210,6 +210,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "channels_last": {"channels_last": True, "schedule": {"name": "step", "milestones": [1, 2], "warmup_epochs": 0.5}},
     "double": {"precision": "64-true"},
     "bf16": {"precision": "bf16-mixed"},
+    "manifolds": {
+        "optimizer": {"name": "SubmanifoldSGD", "lr": 0.2, "options": {"momentum": 0.9}, "manifold_lr_factor": 0.5},
+        "schedule": {"name": "power", "rate": 0.1, "exponent": 0.75},
+        "rules": [{"rule": "Stiefel", "on": "convs & ~head"}, {"rule": "ChannelL2", "smoothing": 4.0}],
+    },
+    "manifolds, Adam": {
+        "optimizer": {"name": "SubmanifoldAdam", "lr": 0.02, "options": {"weight_decay": 1e-4}},
+        "schedule": {"name": "constant"},
+        "rules": [
+            {
+                "rule": "Product",
+                "parts": ["sphere(slice)", "stiefel(slice)"],
+                "over": "slice",
+                "assignment": "random",
+                "every": 4,
+            }
+        ],
+    },
+    "manifolds attached": {
+        "optimizer": {"name": "AdamW", "lr": 0.01},
+        "rules": [{"rule": "Oblique"}, {"rule": "LargestSingularValue", "bound": 0.5, "weight": 0.01}],
+    },
     "penalties": {  # random frequencies, remembered vectors, an evaluation that is due every third step
         "rules": [
             {"rule": "ChannelL2", "smoothing": 4.0},
@@ -234,6 +256,54 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, data: ImageData,
     torch.manual_seed(99)  # nothing may depend on the state of the process
     train_run(recipe, resumed, seed=1, data=data, resume=True, checkpoint_every_epochs=1)
     assert_equal_runs(straight, resumed)
+
+
+MANIFOLDS = {key: value for key, value in VARIANTS.items() if key.startswith("manifolds")}
+
+
+@pytest.mark.parametrize("variant", MANIFOLDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_constraints_hold_after_training_and_are_in_the_result(
+    tmp_path: Path, data: ImageData, variant: str, channels_last: bool
+) -> None:
+    result = train_run(make_recipe(**MANIFOLDS[variant], channels_last=channels_last), tmp_path, seed=0, data=data)
+    found = result["constraints"]
+    assert set(found) == {"number", "largest_violation", "bound", "verdict"}
+    assert found["verdict"] == "hold"
+    assert found["number"] == (4 if "Adam" in variant else 2)  # a product is two on each convolution
+    assert 0 < found["largest_violation"] <= found["bound"] <= 1e-5
+
+
+def test_without_manifolds_the_result_has_no_constraints(tmp_path: Path, data: ImageData) -> None:
+    assert train_run(make_recipe(epochs=1), tmp_path, seed=0, data=data)["constraints"] is None
+
+
+def test_weights_on_manifolds_have_a_learning_rate_of_their_own(data: ImageData) -> None:
+    optimizer = {"name": "SubmanifoldSGD", "lr": 0.2, "manifold_lr_factor": 10.0}
+    rules = [{"rule": "Sphere"}]
+    for schedule in ({"name": "constant"}, {"name": "power", "rate": 1.0}):
+        session = open_session(make_recipe(rules, optimizer=optimizer, schedule=schedule), data, seed=0)
+        if session.set_rate is not None:
+            session.set_rate(1)
+        rate = 0.2 if schedule["name"] == "constant" else 0.1
+        rates = {group["manifold"]: group["lr"] for group in session.inner.param_groups}
+        assert rates == {"sphere(filter)": pytest.approx(10 * rate), "euclidean(kernel)": pytest.approx(rate)}
+
+
+def test_our_optimizers_without_manifolds_are_torchs(tmp_path: Path, data: ImageData) -> None:
+    options = {"lr": 0.1, "options": {"momentum": 0.9, "weight_decay": 5e-4}}
+    for name in ("SGD", "SubmanifoldSGD"):
+        recipe = make_recipe([], optimizer={"name": name, **options})
+        train_run(recipe, tmp_path / name, seed=0, data=data, checkpoint_every_epochs=3)
+    one, other = weights(tmp_path / "SGD"), weights(tmp_path / "SubmanifoldSGD")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_two_manifolds_on_one_weight_are_refused(data: ImageData) -> None:
+    optimizer = {"name": "SubmanifoldSGD", "lr": 0.2}
+    rules = [{"rule": "Sphere"}, {"rule": "Stiefel"}]
+    with pytest.raises(RecipeError, match="two manifolds of the recipe's rules select the same parameters"):
+        open_session(make_recipe(rules, optimizer=optimizer), data, seed=0)
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path, data: ImageData) -> None:

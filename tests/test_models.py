@@ -15,7 +15,8 @@ from torch import nn
 from weightspace.errors import DataError, RecipeError
 from weightspace.training.models import MODELS, build_model
 from weightspace.training.models.checks import hint
-from weightspace.training.models.resnet import BasicBlock, ResNet, ZeroPaddingShortcut
+from weightspace.training.models.resnet import BasicBlock, BlockStyle, ResNet, ZeroPaddingShortcut
+from weightspace.training.models.scale import Scale
 
 SMALL = {
     "mlp": {"hidden": 12},
@@ -53,6 +54,8 @@ def count(model):
         ("resnet8", (3, 32, 10), {}, 75_290),
         ("resnet20", (3, 32, 10), {}, 269_722),
         ("resnet56", (3, 32, 10), {}, 853_018),
+        ("resnet20", (3, 32, 10), {"stem_stride": 2}, 269_722),
+        ("resnet20", (3, 32, 10), {"norm": "none"}, 269_722 - (16 * 7 + 32 * 6 + 64 * 6) + 19),  # a gain for each layer
         ("resnet20", (3, 32, 10), {"shortcut": "projection"}, 272_474),  # + 16*32 + 2*32 + 32*64 + 2*64
         ("resnet18", (3, 224, 1000), {"stem": "imagenet"}, 11_689_512),
         ("resnet34", (3, 224, 1000), {"stem": "imagenet"}, 21_797_672),
@@ -150,7 +153,7 @@ def test_zero_padding_shortcut_against_a_loop():
 
 @pytest.mark.parametrize("shortcut", ["zero-padding", "projection"])
 def test_block_equals_the_formula_in_its_docstring(shortcut):
-    block = BasicBlock(3, 6, stride=2, shortcut=shortcut).eval()
+    block = BasicBlock(3, 6, stride=2, style=BlockStyle(shortcut)).eval()
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean)
@@ -179,6 +182,65 @@ def test_zero_init_residual_makes_every_block_its_shortcut():
     assert (block.bn1.weight == 1).all()
     plain = build("resnet20").layer1[0]
     assert not torch.allclose(plain(x), x.clamp(min=0))
+
+
+@pytest.mark.parametrize("shortcut", ["zero-padding", "projection"])
+def test_block_without_batch_norm_equals_the_formula(shortcut):
+    block = BasicBlock(3, 6, stride=2, style=BlockStyle(shortcut, "none", "slice"))
+    for module in block.modules():
+        if isinstance(module, Scale):
+            nn.init.uniform_(module.gain)
+            nn.init.uniform_(module.bias)
+    x = torch.randn(2, 3, 7, 7)
+
+    def scale(layer, y):
+        return y * layer.gain / layer.divisor + layer.bias.view(1, -1, 1, 1)
+
+    hidden = scale(block.bn1, F.conv2d(x, block.conv1.weight, stride=2, padding=1)).clamp(min=0)
+    residual = scale(block.bn2, F.conv2d(hidden, block.conv2.weight, padding=1))
+    if shortcut == "projection":
+        skip = scale(block.downsample[1], F.conv2d(x, block.downsample[0].weight, stride=2))
+    else:
+        skip = torch.cat([x[..., ::2, ::2], torch.zeros(2, 3, 4, 4)], dim=1)
+    torch.testing.assert_close(block(x), (residual + skip).clamp(min=0))
+
+
+def test_without_batch_norm_kernels_start_where_manifolds_keep_them():
+    """Filters of norm 1, slices of norm sqrt(3), in the mean square; gains that make both the same function."""
+    filters, slices = (
+        build("resnet20", channels=3, size=16, width=16, norm="none", unit=u) for u in ("filter", "slice")
+    )
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(filters(x), slices(x), rtol=1e-3, atol=1e-4)
+    kernel = filters.layer2[1].conv1.weight
+    assert kernel.flatten(1).square().sum(1).mean().item() == pytest.approx(1.0, rel=0.05)
+    slice_norms = slices.layer2[1].conv1.weight.square().sum((2, 3))
+    assert slice_norms.mean().item() == pytest.approx(3.0, rel=0.05)
+    assert filters.layer2[1].bn1.gain.item() == pytest.approx(math.sqrt(2))
+    assert filters.layer2[1].bn2.gain.item() == pytest.approx(1 / 3)  # nine blocks
+    assert slices.layer2[1].bn1.gain.item() == pytest.approx(math.sqrt(2))
+    assert slices.layer2[1].bn1.divisor == pytest.approx(math.sqrt(32 * 3))
+    nets = (filters, slices)
+    assert all(not m.bias.any() for net in nets for m in net.modules() if isinstance(m, Scale))
+
+
+def test_signal_and_gradient_stay_level_in_a_deep_resnet_without_batch_norm():
+    model = build("resnet56", channels=3, size=16, width=16, norm="none", classes=10)
+    x = torch.randn(16, 3, 16, 16)
+    after = F.relu(model.bn1(model.conv1(x)))
+    first, last = after.square().mean().item(), model.layer1(after).square().mean().item()
+    assert 0.5 < first < 2
+    assert last / first < 4  # e, for residuals of 1/sqrt(27) in nine blocks and more; without that factor 2^9
+    F.cross_entropy(model(x), torch.arange(16) % 10).backward()
+    norms = [m.weight.grad.norm().item() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert max(norms) / min(norms) < 100
+
+
+def test_zero_init_residual_without_batch_norm_makes_every_block_its_shortcut():
+    block = build("resnet20", zero_init_residual=True, norm="none").layer1[0]
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(block(x), x.clamp(min=0))
+    assert block.bn1.gain.item() == pytest.approx(math.sqrt(2))
 
 
 def test_dropout_acts_in_training_only():
@@ -286,7 +348,7 @@ def test_fully_convolutional_networks_take_other_sizes():
     assert build("plain")(torch.rand(2, 1, 12, 3)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("options", [{"stem": "imagenet"}, {"shortcut": "zero-padding"}, {}])
+@pytest.mark.parametrize("options", [{"stem": "imagenet"}, {"shortcut": "zero-padding"}, {"norm": "none"}, {}])
 def test_channels_last_gives_the_same_numbers_and_stays_channels_last(options):
     model = build("resnet18", channels=3, size=32, **options).double().eval()
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
@@ -362,6 +424,10 @@ def test_a_small_vgg_learns_two_textures():
         ("resnet20", {"width": 2.5}, "needs width to be an integer of at least 1, got 2.5"),
         ("resnet20", {"width": True}, "got True"),
         ("resnet20", {"zero_init_residual": "no"}, "needs zero_init_residual to be true or false, got 'no'"),
+        ("resnet20", {"norm": "layer"}, "has no norm='layer': known: batch, none."),
+        ("resnet18", {"norm": "none", "unit": "kernel"}, "has no unit='kernel': known: filter, slice."),
+        ("resnet20", {"stem_stride": 3}, "needs stem_stride to be 1 or 2, got 3."),
+        ("resnet20", {"unit": "slice"}, 'got unit="slice", which scales kernels without batch norm; set norm="none".'),
         ("vgg", {"widths": []}, "needs at least one entry in widths"),
         ("vgg", {"widths": "64"}, "needs widths to be an integer of at least 1, got '64'"),
         ("vgg", {"widths": [8, -1]}, "needs every entry of widths to be an integer of at least 1, got -1"),
@@ -408,6 +474,15 @@ def test_plain_builds_exactly_where_no_single_pixel_is_halved():
         assert sizes == [2]
         with pytest.raises(RecipeError, match=f"at least {smallest} x {smallest}"):
             build("plain", size=smallest - 1, strided=strided)
+
+
+def test_a_strided_stem_halves_every_map():
+    model = build("resnet20", channels=3, size=32, stem_stride=2)
+    assert model.layer1(model.conv1(torch.rand(1, 3, 32, 32))).shape[-2:] == (16, 16)
+    with pytest.raises(
+        RecipeError, match="halves the map 3 times and needs images of at least 5 x 5 pixels, got 4 x 4"
+    ):
+        build("resnet20", size=4, stem_stride=2)
 
 
 def test_smallest_image_is_where_the_last_halving_still_has_two_pixels():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weightspace.errors import RecipeError
 from weightspace.training.recipe import Recipe, bundled_recipes, load_recipe, run_fingerprint
 from weightspace.training.recipe_yaml import parse_yaml
-from weightspace.training.schedule import lr_factor
+from weightspace.training.schedule import broken_conditions, lr_factor
 
 BASE = """
 name: small
@@ -153,10 +153,34 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"data.root": 3}, "data.root should be text, not 3"),
     ({"model.options": [1]}, "model.options should hold keys of its own, not [1]"),
     ({"data.train_size": 0}, "data.train_size should be greater than or equal to 1, not 0"),
-    ({"train.schedule.name": "cos"}, "train.schedule.name should be 'constant', 'cosine' or 'step', not 'cos'"),
+    (
+        {"train.schedule.name": "cos"},
+        "train.schedule.name should be 'constant', 'cosine', 'step' or 'power', not 'cos'",
+    ),
     ({"train.schedule.milestones": [2]}, "milestones belong to the schedule 'step', not to 'cosine'"),
     ({"train.schedule": {"name": "step"}}, "the schedule 'step' needs milestones"),
     ({"train.schedule.warmup_epochs": 4}, "schedule.warmup_epochs (4) should be below epochs (4)"),
+    ({"train.schedule": {"name": "power"}}, "the schedule 'power' is lr / (1 + rate * step)^exponent and needs a rate"),
+    ({"train.schedule.rate": 0.1}, "rate and exponent belong to the schedule 'power', not to 'cosine'"),
+    ({"train.schedule": {"name": "step", "milestones": [1], "exponent": 0.5}}, "belong to the schedule 'power'"),
+    ({"train.schedule": {"name": "power", "rate": 0}}, "train.schedule.rate should be greater than 0, not 0"),
+    ({"train.optimizer.name": "SubmanifoldSDG"}, "did you mean 'SubmanifoldSGD'?"),
+    (
+        {"train.optimizer": {"name": "SubmanifoldSGD", "lr": 0.1, "options": {"momentun": 0.9}}},
+        "SubmanifoldSGD has no option 'momentun', did you mean 'momentum'?",
+    ),
+    (
+        {"train.optimizer": {"name": "SubmanifoldSGD", "lr": 0.1, "options": {"step_size": "curved"}}},
+        "train.optimizer: weightspace.optim.SubmanifoldSGD refuses these settings",
+    ),
+    (
+        {"train.optimizer": {"name": "SubmanifoldAdam", "lr": 0.1, "options": {"betas": [0.9]}}},
+        "train.optimizer: options.betas should be 2 numbers such as [0.9, 0.999], not [0.9]",
+    ),
+    ({"train.optimizer.manifold_lr_factor": 3.0}, "manifold_lr_factor belongs to SubmanifoldSGD and SubmanifoldAdam"),
+    ({"rules": [{"rule": "Stiefel", "grouping": "filter"}]}, "Stiefel"),
+    ({"rules": [{"rule": "Sphere", "radius": -1}]}, "radius"),
+    ({"rules": [{"rule": "Product", "parts": ["sphere(slice)"]}]}, "Product got parts="),
     ({"train.precision": "fp16"}, "train.precision should be '32-true'"),
     (
         {"train.precision": "16-mixed", "train.optimizer.options.fused": True},
@@ -360,7 +384,48 @@ def test_schedules_have_their_known_values() -> None:
     cosine = factors({"name": "cosine", "warmup_epochs": 1})
     assert cosine[:3] == [0.5, 1.0, 1.0]
     assert cosine[5] == 0.5  # the middle of the six steps after warm-up
+    power = factors({"name": "power", "rate": 0.5, "exponent": 0.5, "warmup_epochs": 1})
+    assert power == [0.5, 1.0, *(round((1 + 0.5 * t) ** -0.5, 4) for t in range(6))]
     assert cosine == sorted(cosine[:2]) + sorted(cosine[2:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "broken"),
+    [
+        ({"name": "power", "rate": 0.01, "exponent": 0.51}, None),
+        ({"name": "power", "rate": 0.01}, None),
+        ({"name": "power", "rate": 0.01, "exponent": 0.5}, "exponent 0.5: it must be above 1/2"),
+        ({"name": "power", "rate": 0.01, "exponent": 1.5}, "exponent 1.5: it must be above 1/2 and at most 1"),
+        ({"name": "constant"}, "a constant rate"),
+        ({"name": "cosine"}, "cosine"),
+        ({"name": "step", "milestones": [1]}, "step"),
+    ],
+)
+def test_schedules_that_break_the_conditions_of_convergence_are_told(
+    schedule: dict[str, Any], broken: str | None
+) -> None:
+    sentence = broken_conditions(recipe_schedule(schedule))
+    if broken is None:
+        assert sentence is None
+    else:
+        assert sentence is not None
+        assert sentence.startswith("the schedule breaks a condition of convergence on manifolds, ")
+        assert broken in sentence
+
+
+QUICKSTART = "7e13e71fadf6168752d306cd23eee085bc95bf9f19df4f3e10035cec89723e9a"
+
+
+def test_later_keys_leave_the_fingerprints_of_earlier_runs() -> None:
+    """Recorded before schedules had powers and optimizers had manifolds."""
+    assert run_fingerprint(load_recipe("quickstart"), 0) == QUICKSTART
+    power = {"train.schedule": {"name": "power", "rate": 0.1}}
+    changed = load_recipe("quickstart").with_overrides(power)
+    assert run_fingerprint(changed, 0) != run_fingerprint(changed.with_overrides({"train.schedule.rate": 0.2}), 0)
+    ours = {"train.optimizer": {"name": "SubmanifoldSGD", "lr": 0.1}}
+    changed = load_recipe("quickstart").with_overrides(ours)
+    factor = changed.with_overrides({"train.optimizer.manifold_lr_factor": 2.0})
+    assert run_fingerprint(changed, 0) != run_fingerprint(factor, 0)
 
 
 def recipe_schedule(values: dict[str, Any]) -> Any:

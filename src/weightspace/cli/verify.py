@@ -62,7 +62,7 @@ def verify(
     or the input is bad.
     """
     from weightspace.training.constraints import measure_constraints
-    from weightspace.training.trained import steps_taken, weights_in
+    from weightspace.training.trained import history_of, weights_in
 
     if not target.exists():
         raise RunError(f"{target} does not exist; give a run's folder, its model.safetensors or a checkpoint")
@@ -74,7 +74,9 @@ def verify(
         raise RunError("--option is an argument of the factory that --model names; give --model module:factory as well")
     else:
         network, rules = _model_of_run(file, given, tuple(set_ or ()))
-    measured = measure_constraints(network, rules, steps=steps if steps is not None else steps_taken(file))
+    history = history_of(file)
+    taken = history.steps if steps is None else steps
+    measured = measure_constraints(network, rules, steps=taken, slack=None if given else history.slack)
     if not measured.checks:
         raise RunError(_nothing(file, rules, measured))
     if json_ is not None:

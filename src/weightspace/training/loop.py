@@ -24,11 +24,12 @@ from weightspace.files import (
     write_json_atomically,
 )
 from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
-from weightspace.training.constraints import measure_constraints
+from weightspace.training.constraints import measure_constraints, slack_in
 from weightspace.training.data import ImageData
 from weightspace.training.interrupt import stop_requests
 from weightspace.training.json_lines import keep_first_records
 from weightspace.training.logs import METRICS_FILE, RUN_FILE, RunLog, delete_curves
+from weightspace.training.optimizers import SUBMANIFOLD
 from weightspace.training.recipe import Recipe, run_fingerprint
 from weightspace.training.reproducible import reproducible
 from weightspace.training.session import Session, open_session
@@ -195,7 +196,8 @@ def _result(session: Session, *, seed: int, fingerprint: str, reason: str | None
 def _constraints(session: Session) -> JsonObject | None:
     """Whether the weights are where the recipe's manifolds have them, measured on the weights themselves."""
     rules = session.recipe.make_rules()
-    return measure_constraints(session.module, rules, steps=session.progress.step).to_json()
+    slack = slack_in(session.inner.state_dict()) if session.recipe.train.optimizer.name in SUBMANIFOLD else None
+    return measure_constraints(session.module, rules, steps=session.progress.step, slack=slack).to_json()
 
 
 def _finite_or_none(number: float) -> float | None:

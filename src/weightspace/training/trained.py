@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from weightspace.errors import DataError, RunError
 from weightspace.files import read_json
 from weightspace.training.checkpoint import newest_checkpoint, read_checkpoint
+from weightspace.training.constraints import slack_in
 from weightspace.training.data import DATASETS, Batches, load_data
 from weightspace.training.logs import RUN_FILE
 from weightspace.training.loop import RESULT_FILE, WEIGHTS_FILE
@@ -157,17 +158,35 @@ def weights_in(folder: Path) -> Path:
     return newest
 
 
-def steps_taken(file: Path) -> int | None:
-    """How many optimizer steps led to the weights in a file of a run; None where nothing tells.
+@dataclass(frozen=True)
+class History:
+    """What led to the weights in a file, as far as it decides where they may be.
+
+    Attributes:
+        steps: Optimizer steps; None where nothing tells.
+        slack: Violations that the optimizer allowed between two corrections, by the weight's name.
+    """
+
+    steps: int | None
+    slack: Mapping[str, float]
+
+
+def history_of(file: Path) -> History:
+    """What a checkpoint tells of its weights, or the `result.json` beside a run's weights.
 
     Raises:
-        RunError: The checkpoint, or the `result.json` beside the weights, is damaged.
+        RunError: The checkpoint or the `result.json` is damaged.
     """
     if is_checkpoint(file):
-        return int(read_checkpoint(file)["progress"]["step"])
+        state = read_checkpoint(file)
+        return History(int(state["progress"]["step"]), slack_in(state["optimizer"]))
     result = file.parent / RESULT_FILE
-    steps = read_json(result).get("steps") if file.name == WEIGHTS_FILE and result.exists() else None
-    return steps if isinstance(steps, int) else None
+    found = read_json(result) if file.name == WEIGHTS_FILE and result.exists() else {}
+    steps, constraints = found.get("steps"), found.get("constraints")
+    slack = cast("dict[str, Any]", constraints).get("slack") if isinstance(constraints, dict) else None
+    return History(
+        steps if isinstance(steps, int) else None, cast("dict[str, float]", slack) if isinstance(slack, dict) else {}
+    )
 
 
 def is_checkpoint(file: Path) -> bool:

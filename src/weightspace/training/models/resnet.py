@@ -56,16 +56,16 @@ class BlockStyle:
         """
         if self.norm == "batch":
             return nn.BatchNorm2d(conv.out_channels)
-        return Scale(conv.out_channels, gain=math.sqrt(moment / filter_norm_squared(conv, self.unit)))
+        return Scale(conv.out_channels, gain=math.sqrt(moment), divisor=filter_norm(conv, self.unit))
 
 
-def filter_norm_squared(conv: nn.Conv2d, unit: Unit) -> float:
-    """The mean squared norm that `unit_kernels` gives to a filter: also the mean square of its response to white noise.
+def filter_norm(conv: nn.Conv2d, unit: Unit) -> float:
+    """The norm (root mean square) that `unit_kernels` gives to filters.
 
-    >>> filter_norm_squared(nn.Conv2d(8, 4, 3), "filter"), filter_norm_squared(nn.Conv2d(8, 4, 3), "slice")
-    (1.0, 24.0)
+    >>> filter_norm(nn.Conv2d(12, 4, 3), "filter"), filter_norm(nn.Conv2d(12, 4, 3), "slice")
+    (1.0, 6.0)
     """
-    return 1.0 if unit == "filter" else float(conv.weight.shape[1] * min(conv.kernel_size))
+    return 1.0 if unit == "filter" else math.sqrt(conv.weight.shape[1] * min(conv.kernel_size))
 
 
 class ZeroPaddingShortcut(nn.Module):
@@ -140,8 +140,9 @@ class ResNet(nn.Module):
         stem_stride: Stride of the "cifar" stem: 2 halves every map, which makes the network four times cheaper.
         norm: "batch", or "none": a learned gain for each layer and a bias for each channel take its place.
         unit: With norm "none": what starts with the norm that a manifold gives it. "filter": filters have norm one (in
-            the mean square); "slice": spatial slices of k x k have norm sqrt(k), as orthogonal ones do. The gains make
-            up for it, so both start as the same function, the one of He's initialization but for the residuals.
+            the mean square); "slice": spatial slices of k x k have norm sqrt(k), as orthogonal ones do. A fixed divisor
+            in each `Scale` makes up for it, so both start as the same function, that of He's initialization but for
+            the residuals.
 
     Raises:
         RecipeError: An option is out of range, or the image is so small that a stage would halve a 1 x 1 map.
@@ -175,13 +176,12 @@ class ResNet(nn.Module):
             raise RecipeError(
                 f'Model "{name}" has three or four stages, got blocks={blocks}; give for example [2, 2, 2].'
             )
-        choice(name, "stem_stride", stem_stride, (1, 2))
+        if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
+            raise RecipeError(f'Model "{name}" needs stem_stride to be 1 or 2, got {stem_stride!r}.')
         _check_size(name, image_size, stages=len(stages), stem=stem, stem_stride=stem_stride)
         style = _style(name, shortcut, norm, unit, blocks=sum(stages))
         imagenet = stem == "imagenet"
-        self.conv1 = _conv(
-            in_channels, width, kernel_size=7 if imagenet else 3, stride=2 if imagenet else stem_stride
-        )
+        self.conv1 = _conv(in_channels, width, kernel_size=7 if imagenet else 3, stride=2 if imagenet else stem_stride)
         self.bn1 = style.after(self.conv1, moment=2.0)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if imagenet else nn.Identity()
         first, second, third, *fourth = stages
