@@ -110,8 +110,12 @@ class SubmanifoldOptimizer(Optimizer):
             for p in group["params"]
             if p.grad is not None and p.grad.layout == torch.strided
         ]
-        # One pass, one synchronization. A norm may overflow where no entry is infinite: then it looks closer.
-        if grads and not math.isfinite(torch.nn.utils.get_total_norm(grads)):
+        # Their extremes tell, NaN included, in one pass; a norm takes twice as long. One synchronization for each kind.
+        kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        for grad in grads:
+            if grad.numel():
+                kinds.setdefault((grad.device, grad.dtype), []).extend(torch.aminmax(grad))
+        if not all(bool(torch.stack(extremes).isfinite().all()) for extremes in kinds.values()):
             raise_non_finite_named((name, p) for name, p, _, _ in self._parameters())
 
     # ------------------------------------------------------------------ constraints
