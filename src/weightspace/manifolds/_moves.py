@@ -58,9 +58,13 @@ class Motion:
 
     def accumulate(self, d: torch.Tensor) -> torch.Tensor:
         """Momentum, in place: what to descend against."""
-        if self.grad is None:
-            return d
-        return d.mul_(self.decay).add_(self.grad, alpha=self.gain)
+        return d if self.grad is None else self.add(d, self.grad)
+
+    def add(self, d: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """`decay * d + gain * grad` in `d`, in one pass over the memory where that is possible."""
+        if self.gain == 1:
+            return torch.add(grad, d, alpha=self.decay, out=d)
+        return d.mul_(self.decay).add_(grad, alpha=self.gain)
 
     def factors(self, squared: torch.Tensor, lower_curvature: float) -> torch.Tensor | None:
         """r for squared gradient norms `(*lead)`, of a shape that broadcasts to `(*lead)`; None for a plain step."""

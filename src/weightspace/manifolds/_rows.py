@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from weightspace.manifolds._moves import Motion, Moved, curvature_factor, move
-from weightspace.manifolds._slices import MANY, accumulate, own_factor, step_small
+from weightspace.manifolds._slices import MANY, own_factor, step_small
 from weightspace.manifolds._small_vectors import ShortVectors
 from weightspace.manifolds._unit import LENGTHS, Dims
 
 if TYPE_CHECKING:
     from weightspace.manifolds.base import Manifold
 
-BLOCK = (
-    1 << 19
-)  # numbers of a block: x, d, gradient and tangent part take 8 MiB in float32, a share of a last-level cache
+# numbers of a block: x, d, gradient and tangent part take 8 MiB in float32, a share of a last-level cache
+BLOCK = 1 << 19
 SHORT = 16  # numbers of a vector up to which components first is faster than rows
 LONG = 1 << 15  # numbers of a vector from which on one core a row, and float32 sums without a cascade, are too little
 
@@ -116,10 +115,8 @@ class _Rows:
                 return self._step_shared(squared, factor)
         elif motion.factor is not None:
             self._rates.view(self.points, -1).copy_(motion.rate / motion.factor.view(-1, 1))
-        grad = motion.grad
         for part in self._parts():
-            x, d = self.x[part], self.d[part]
-            accumulate(d, None if grad is None else grad.view(self.x.shape)[part], motion)
+            x, d = self.x[part], self._momentum(part)
             v, _ = self._tangent(x, d, part)
             if motion.keeps_tangent:
                 d.copy_(v)
@@ -149,6 +146,10 @@ class _Rows:
         count = len(self.x)
         return [slice(i, min(i + self._step, count)) for i in range(0, count, self._step)]
 
+    def _momentum(self, part: slice) -> torch.Tensor:
+        d, grad = self.d[part], self.motion.grad
+        return d if grad is None else self.motion.add(d, grad.view(self.x.shape)[part])
+
     def _tangent(self, x: torch.Tensor, d: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """`v = d - <x, d> x / r^2`, and `<x, d> / r`, in one pass over each row.
 
@@ -177,19 +178,16 @@ class _Rows:
         norms = self._norms[part]
         torch.linalg.vector_norm(x, dim=1, keepdim=True, out=norms)
         info = torch.finfo(x.dtype)
-        norms.clamp_(
-            min=info.tiny, max=info.max
-        )  # infinite norms of finite rows: the direction is kept for `needs_care`
+        # Infinite norms of finite rows: the direction is kept for `needs_care`.
+        norms.clamp_(min=info.tiny, max=info.max)
         x.mul_(self.sizes.radius / norms)
 
     def _step_shared(self, squared: torch.Tensor, factor: torch.Tensor) -> Moved:
         """Rows of a point share the step size: their gradients are measured first, and the memory is read again."""
         motion, radius = self.motion, self.sizes.radius
-        grad = motion.grad
         alongs: list[torch.Tensor] = []
         for part in self._parts():
-            x, d = self.x[part], self.d[part]
-            accumulate(d, None if grad is None else grad.view(self.x.shape)[part], motion)
+            x, d = self.x[part], self._momentum(part)
             v, along = self._tangent(x, d, part)
             self._measured(v, part)
             if motion.keeps_tangent:

@@ -136,16 +136,6 @@ def root_(values: torch.Tensor) -> torch.Tensor:
     return values.rsqrt_().reciprocal_()
 
 
-def accumulate(d: torch.Tensor, grad: torch.Tensor | None, motion: Motion) -> None:
-    """Momentum, in place, and in one pass where that is possible."""
-    if grad is None:
-        return
-    if motion.gain == 1:
-        torch.add(grad, d, alpha=motion.decay, out=d)
-    else:
-        d.mul_(motion.decay).add_(grad, alpha=motion.gain)
-
-
 def _inner(*tensors: torch.Tensor | None) -> int | None:
     """I for which all tensors `(*lead, n, p)` can be viewed as `(-1, I, n, p)`; 1 where all points are contiguous."""
     given = [t for t in tensors if t is not None]
@@ -170,7 +160,7 @@ def _blocks(x: torch.Tensor, d: torch.Tensor, motion: Motion, inner: int) -> Ite
     for start in range(0, count, step):
         stop = min(start + step, count)
         if grads is not None:
-            accumulate(against[start:stop], grads[start:stop], motion)
+            motion.add(against[start:stop], grads[start:stop])
         size = (stop - start) * inner
         copies = motion.work.lend("slices", (2, n, p, size), x)
         # With four dimensions: between matrices, torch copies by a path for transposes that is three times slower here.

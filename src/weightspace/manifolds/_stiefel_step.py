@@ -53,7 +53,7 @@ def stiefel_move(manifold: Stiefel, x: torch.Tensor, d: torch.Tensor, motion: Mo
     """
     if motion.geodesic or x.numel() == 0:
         return None
-    d = _accumulate(d, motion)
+    d = motion.accumulate(d)
     lead = x.shape[:-2]
     at = x.reshape(-1, *x.shape[-2:]) if lead.numel() > 1 else x.reshape(x.shape[-2:])
     rows = Rows(is_wide=x.shape[-2] < x.shape[-1])
@@ -150,12 +150,6 @@ class Rows:
 def _is_split(u: torch.Tensor, size: int) -> bool:
     # On an accelerator a launch costs more than the flops saved.
     return u.ndim == 2 and u.device.type == "cpu" and size >= 2 * BLOCK
-
-
-def _accumulate(d: torch.Tensor, motion: Motion) -> torch.Tensor:
-    if motion.grad is not None and motion.gain == 1:  # one pass over the memory instead of two
-        return torch.add(motion.grad, d, alpha=motion.decay, out=d)
-    return motion.accumulate(d)
 
 
 def _gradient(manifold: Stiefel, rows: Rows, x: torch.Tensor, d: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

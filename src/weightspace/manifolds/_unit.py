@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 Dims = tuple[int, ...]
-LENGTHS = (
-    1e-3,
-    1e15,
-)  # in units of the radius: what fast steps normalize; their sums of squares stay in float32's range
+# In units of the radius: what fast steps normalize; their sums of squares stay in float32's range
+LENGTHS = (1e-3, 1e15)
 
 
 def norm_of(x: torch.Tensor, dims: Dims) -> torch.Tensor:

@@ -25,6 +25,7 @@ from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Manifold
+from weightspace.optim._stand_ins import writes
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.optim.verify import PropertyCheck, check_constraint
 
@@ -105,11 +106,11 @@ class Manifolds:
             if is_loading and task.constraint.manifold.is_changing:
                 continue
             weight = task.info.parameter
-            if task.writes != _writes(weight):
+            if task.writes != writes(weight):
                 distance = task.constraint.project_(weight, step)
                 if distance:
                     self.moved[task.info.name] = distance
-                task.writes = _writes(weight)
+                task.writes = writes(weight)
 
     def before(self, swaps: Iterable[Swap], step: int, *, must_measure: bool = False) -> None:
         """Projects the stand-ins of this step, and notes where its weights are; `must_measure`: and their norms."""
@@ -135,7 +136,7 @@ class Manifolds:
                 continue
             is_tangent = id(weight) in tangent
             task.fallbacks += task.constraint.follow_(task.start, weight, step, is_tangent=is_tangent)
-            task.writes = _writes(weight)
+            task.writes = writes(weight)
             state = optimizer.state.get(weight, {})
             for key in keys:
                 momentum = state.get(key)
@@ -145,7 +146,7 @@ class Manifolds:
         for task in self.tasks:
             if task.constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
                 task.constraint.project_(task.info.parameter, step + 1)
-                task.writes = _writes(task.info.parameter)
+                task.writes = writes(task.info.parameter)
 
     def norms(self) -> dict[str, float]:
         """Norms of the Riemannian gradients at the latest measured step; one synchronization for each device."""
@@ -281,7 +282,3 @@ def ignore_load(module: nn.Module, incompatible: Any) -> None:
 
 def _ignoring() -> object:
     return ignore_load
-
-
-def _writes(tensor: torch.Tensor) -> int:
-    return tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it

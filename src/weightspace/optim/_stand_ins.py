@@ -20,7 +20,7 @@ class StandIns:
 
     def put(self, swaps: Iterable[Swap]) -> None:
         """Makes every buffer its parameter's gradient, or none if one of them cannot be."""
-        self._swapped = [(parameter, grad, buffer, _writes(buffer)) for parameter, grad, buffer in swaps]
+        self._swapped = [(parameter, grad, buffer, writes(buffer)) for parameter, grad, buffer in swaps]
         try:
             for parameter, _, buffer, _ in self._swapped:
                 parameter.grad = buffer
@@ -42,7 +42,7 @@ class StandIns:
         from which neither taking it nor taking it back would make a correct step.
         """
         for parameter, grad, buffer, version in self._swapped:
-            if parameter.grad is buffer and grad is not buffer and _writes(buffer) != version:
+            if parameter.grad is buffer and grad is not buffer and writes(buffer) != version:
                 name = next((info.name for info in infos if info.parameter is parameter), "a weight")
                 raise AttachError(
                     f"A step raised and left stand-ins such as that of {name} in p.grad, which were written to since, "
@@ -51,5 +51,6 @@ class StandIns:
                 )
 
 
-def _writes(tensor: torch.Tensor) -> int:
+def writes(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; fused optimizers and writes to `.data` do not count."""
     return tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it

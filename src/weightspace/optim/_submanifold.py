@@ -18,7 +18,8 @@ from weightspace.errors import AttachError, RuleError, SelectionError
 from weightspace.kernels.parameters import has_same_layout
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Euclidean, Manifold, parse
-from weightspace.optim._finite import raise_non_finite_named
+from weightspace.optim._finite import all_finite, raise_non_finite_named
+from weightspace.optim._stand_ins import writes
 from weightspace.optim.verify import PropertyCheck, check_constraint, raise_if_broken
 from weightspace.precision import full_precision
 
@@ -91,7 +92,7 @@ class SubmanifoldOptimizer(Optimizer):
         if constraint is None or parameter.grad is None:
             return
         step = int(self.state[parameter]["step"])
-        if self._versions.get(id(parameter)) != _writes(parameter):  # written to since the last step
+        if self._versions.get(id(parameter)) != writes(parameter):  # written to since the last step
             self._put_on(parameter, constraint, step)
         gradient = parameter.grad
         if gradient.layout != torch.strided:
@@ -99,7 +100,7 @@ class SubmanifoldOptimizer(Optimizer):
         if not has_same_layout(gradient, parameter):
             gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
         self._step_on(parameter, group, constraint, gradient.neg() if group["maximize"] else gradient)
-        self._versions[id(parameter)] = _writes(parameter)
+        self._versions[id(parameter)] = writes(parameter)
         if constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
             self._put_on(parameter, constraint, step + 1)
 
@@ -110,12 +111,8 @@ class SubmanifoldOptimizer(Optimizer):
             for p in group["params"]
             if p.grad is not None and p.grad.layout == torch.strided
         ]
-        # Their extremes tell, NaN included, in one pass; a norm takes twice as long. One synchronization for each kind.
-        kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
-        for grad in grads:
-            if grad.numel():
-                kinds.setdefault((grad.device, grad.dtype), []).extend(torch.aminmax(grad))
-        if not all(bool(torch.stack(extremes).isfinite().all()) for extremes in kinds.values()):
+        # Their extremes tell, NaN included, in one pass; a norm takes twice as long.
+        if not all_finite(extreme.reshape(1) for grad in grads if grad.numel() for extreme in torch.aminmax(grad)):
             raise_non_finite_named((name, p) for name, p, _, _ in self._parameters())
 
     # ------------------------------------------------------------------ constraints
@@ -168,7 +165,7 @@ class SubmanifoldOptimizer(Optimizer):
             slack = self.state[parameter].get("slack") if parameter in self.state else None
             if slack is not None:
                 slack.copy_(new_slack())
-        self._versions[id(parameter)] = _writes(parameter)
+        self._versions[id(parameter)] = writes(parameter)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group; its weights are moved onto its manifold at once (`moved` says which, and how far).
@@ -258,7 +255,3 @@ class SubmanifoldOptimizer(Optimizer):
 def new_slack() -> torch.Tensor:
     """Of a weight before its first step: nothing is known of its violation, no step since its last correction."""
     return torch.tensor([math.inf, 0.0])
-
-
-def _writes(tensor: torch.Tensor) -> int:
-    return tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it

@@ -147,13 +147,13 @@ class SubmanifoldAdam(SubmanifoldOptimizer):
             m.mul_(beta1).add_(g, alpha=1 - beta1)
             dim = max(1, piece.manifold.dim(*x.shape[-2:]))
             square = piece.manifold.inner(x, g, g)[..., None, None] / dim
-            is_whole = piece.index is None
-            s = self._remember(state, "exp_avg_sq", piece if not is_whole else None)
+            part = None if piece.index is None else piece  # whose moments are spread over the weight's shape
+            s = self._remember(state, "exp_avg_sq", part)
             s.mul_(beta2).add_(square, alpha=1 - beta2)
-            self._keep(state, "exp_avg_sq", s, piece if not is_whole else None, x)
+            self._keep(state, "exp_avg_sq", s, part, x)
             if group["amsgrad"]:
-                largest = torch.maximum(self._remember(state, "max_exp_avg_sq", piece if not is_whole else None), s)
-                self._keep(state, "max_exp_avg_sq", largest, piece if not is_whole else None, x)
+                largest = torch.maximum(self._remember(state, "max_exp_avg_sq", part), s)
+                self._keep(state, "max_exp_avg_sq", largest, part, x)
                 s = largest
             scale = (s / (1 - beta2**t)).sqrt().add_(group["eps"])
             v = m * (-float(group["lr"]) / (1 - beta1**t) / scale)
