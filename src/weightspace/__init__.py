@@ -11,7 +11,19 @@
 
 from importlib.metadata import version
 
-from weightspace import errors, inspection, kernels, manifolds, metrics, on, operators, optim, penalties, registry
+from weightspace import (
+    errors,
+    gates,
+    inspection,
+    kernels,
+    manifolds,
+    metrics,
+    on,
+    operators,
+    optim,
+    penalties,
+    registry,
+)
 from weightspace.inspection import inspect, jacobian_singular_values
 from weightspace.operators import extreme_singular_values, norm_bound, singular_value_moments, singular_values
 from weightspace.optim import Rules, attach, param_groups
@@ -23,6 +35,7 @@ __all__ = [
     "attach",
     "errors",
     "extreme_singular_values",
+    "gates",
     "inspect",
     "inspection",
     "jacobian_singular_values",

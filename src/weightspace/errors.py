@@ -54,6 +54,14 @@ class OperatorError(WeightspaceError, ValueError):
     """A layer is no linear map that can be analyzed, or a question is too large for the exact method."""
 
 
+class VanishedWeightsWarning(UserWarning):
+    """A penalty has made all weights of a layer zero: its strength is above what the network tolerates."""
+
+
+class CompressError(WeightspaceError, ValueError):
+    """A model cannot be pruned, shrunk or stored as asked, or a file is no whole sparse file."""
+
+
 class InspectionError(WeightspaceError, ValueError):
     """A model cannot be inspected as asked: its forward pass fails, it is lazy, or a report cannot be made."""
 

@@ -7,11 +7,11 @@ tested, measured and usable from YAML.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from weightspace import manifolds, metrics, penalties
+from weightspace import gates, manifolds, metrics, penalties
 from weightspace.errors import RuleError, nearest
 from weightspace.kernels import Rule, Stage
 from weightspace.kernels.selection import Selection, parse
@@ -165,6 +165,56 @@ _ENTRIES = (
         {"plain": {}},
     ),
     RuleEntry(
+        penalties.L1,
+        "pulls every number of a weight towards zero by the same amount",
+        "textbook; Park et al. gate it",
+        "penalties/weights.md",
+        "sparse weights: gate it where a strength that compresses enough stops the network from learning",
+        {
+            "gradient": {},
+            "proximal": {"application": "proximal"},
+            "coherent": {"weight": 0.01, "gate": {"gate": "Coherent"}},
+            "proximal, history": {"application": "proximal", "gate": {"gate": "Coherent", "against": "history"}},
+        },
+    ),
+    RuleEntry(
+        penalties.L2,
+        "weight decay",
+        "textbook; Park et al. gate it",
+        "penalties/weights.md",
+        "weight decay that can be gated, delayed, decoupled or restricted to some weights",
+        {"gradient": {}, "proximal": {"application": "proximal"}},
+    ),
+    RuleEntry(
+        penalties.ElasticNet,
+        "a mixture of L1 and L2",
+        "Zou & Hastie 2005",
+        "penalties/weights.md",
+        "sparse weights, and none of them large",
+        {"gradient": {}, "proximal": {"application": "proximal"}},
+    ),
+    RuleEntry(
+        penalties.GroupL1,
+        "pulls whole output channels, kernels or input channels towards zero",
+        "Yuan & Lin 2006",
+        "penalties/weights.md",
+        "channels that can be removed: a smaller dense network, not only a smaller file",
+        {
+            "out": {},
+            "in": {"groups": "in"},
+            "kernel": {"groups": "kernel", "on": "convs"},
+            "out, proximal": {"application": "proximal"},
+        },
+    ),
+    RuleEntry(
+        penalties.CautiousWeightDecay,
+        "decay of the numbers that the optimizer moves towards zero anyway",
+        "Chen et al., arXiv 2510.12402",
+        "penalties/weights.md",
+        "baseline: a gate for every single number",
+        {"plain": {}},
+    ),
+    RuleEntry(
         manifolds.Sphere,
         "keeps the norm of each filter, slice or kernel",
         "Ozay & Okatani, arXiv 1610.07008 (steps derived)",
@@ -228,11 +278,103 @@ _ENTRIES = (
     ),
 )
 
+
+@dataclass(frozen=True)
+class GateEntry:
+    """Facts about one gate.
+
+    Attributes:
+        factory: The gate's class.
+        summary: One line for tables.
+        source: Paper, or "derived".
+        page: Documentation page, relative to docs/.
+        choose: When to take it.
+        variants: Settings that the contract tests run, by label.
+    """
+
+    factory: type[gates.Gate]
+    summary: str
+    source: str
+    page: str
+    choose: str
+    variants: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The name in recipes and tables."""
+        return self.factory.__name__
+
+
+_GATES = (
+    GateEntry(
+        gates.Always,
+        "open at every step",
+        "textbook",
+        "gates.md",
+        "the default; up to the tolerance level nothing else is needed",
+        {"plain": {}},
+    ),
+    GateEntry(
+        gates.Delayed,
+        "closed for some steps, then open",
+        "Park et al. (their delays are not known)",
+        "gates.md",
+        "the first steps are what a penalty spoils",
+        {"plain": {"steps": 3}},
+    ),
+    GateEntry(
+        gates.Coherent,
+        "open while the loss gradient keeps its direction",
+        "Park et al. (their test and threshold are not known; these are derived)",
+        "gates.md",
+        "strengths above the tolerance level",
+        {
+            "total": {},
+            "total, global": {"scope": "global"},
+            "history": {"against": "history"},
+            "previous": {"against": "previous"},
+            "lookahead": {"against": "lookahead"},
+        },
+    ),
+    GateEntry(
+        gates.RandomGate,
+        "open by chance",
+        "derived",
+        "gates.md",
+        "the control: what a coherent gate must beat at the same duty cycle",
+        {"plain": {"duty": 0.5}, "global": {"duty": 0.5, "scope": "global"}},
+    ),
+)
+
 REGISTRY: Mapping[str, RuleEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+
+GATES: Mapping[str, GateEntry] = MappingProxyType({entry.name: entry for entry in _GATES})
+
+
+def make_gate(name: str, /, **options: Any) -> gates.Gate:
+    """Builds a gate from its name and options, as recipes do.
+
+    Raises:
+        RuleError: Unknown name or option (the nearest known one is named), or a value out of range.
+
+    Example:
+        >>> make_gate("Coherent", against="history").least_cosine
+        0.2
+    """
+    entry = GATES.get(name) if isinstance(name, str) else None
+    if entry is None:
+        raise RuleError(f"There is no gate {name!r}{_hint(name, GATES)}")
+    _check_options(name, entry.factory, options)
+    missing = [f.name for f in fields(entry.factory) if f.default is MISSING and f.name not in options]
+    if missing:
+        raise RuleError(f"{name} needs {' and '.join(missing)}; give it as {missing[0]}=.")
+    return entry.factory(**options)
 
 
 def make_rule(name: str, /, **options: Any) -> Rule:
-    """Builds a rule from its name and options, as recipes do; `on` may be text such as `"convs & ~head"`.
+    """Builds a rule from its name and options, as recipes do.
+
+    `on` may be text such as `"convs & ~head"`, `gate` a mapping such as `{"gate": "Coherent", "against": "history"}`.
 
     Raises:
         RuleError: Unknown name or option (the nearest known one is named), or a value out of range.
@@ -244,16 +386,29 @@ def make_rule(name: str, /, **options: Any) -> Rule:
     entry = REGISTRY.get(name) if isinstance(name, str) else None
     if entry is None:
         raise RuleError(f"There is no rule {name!r}{_hint(name, REGISTRY)}")
-    known = [f.name for f in fields(entry.factory) if f.init]  # type: ignore[arg-type]  # every rule is a dataclass
-    for option in options:
-        if option not in known:
-            raise RuleError(f"{name} has no option {option!r}{_hint(option, known)}")
+    _check_options(name, entry.factory, options)
     on = options.get("on")
     if not isinstance(on, str | Selection | None):
         raise RuleError(
             f"{name} got on={on!r}; pass a selection such as ws.on.convs, or text such as 'convs & ~head', or None."
         )
+    if isinstance(options.get("gate"), Mapping):
+        options["gate"] = _gate(name, options["gate"])
     return entry.factory(**{**options, "on": parse(on) if isinstance(on, str) else on})
+
+
+def _gate(rule: str, given: Mapping[str, Any]) -> gates.Gate:
+    kind = given.get("gate")
+    if not isinstance(kind, str):
+        raise RuleError(f"{rule} got gate={dict(given)!r}; name it, as in {{gate: Coherent, against: history}}.")
+    return make_gate(kind, **{key: value for key, value in given.items() if key != "gate"})
+
+
+def _check_options(name: str, factory: type, options: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(factory) if f.init]  # every rule and gate is a dataclass
+    for option in options:
+        if option not in known:
+            raise RuleError(f"{name} has no option {option!r}{_hint(option, known)}")
 
 
 def _hint(name: object, known: Collection[str]) -> str:

@@ -69,12 +69,12 @@ class PointView:
 
         Tensors with other strides (a contiguous gradient of a channels_last weight) are copied into the same order.
         """
-        return _whole(tensor, self._channels).permute(self._order).reshape(self.shape)
+        return whole(tensor, self._channels).permute(self._order).reshape(self.shape)
 
     def write(self, tensor: torch.Tensor, points: torch.Tensor) -> None:
         """Puts points into a tensor; nothing to do where they are its own memory."""
         if not (points.data_ptr() == tensor.data_ptr() and points.dtype == tensor.dtype):
-            ordered = _whole(tensor, self._channels).permute(self._order)
+            ordered = whole(tensor, self._channels).permute(self._order)
             ordered.copy_(points.reshape(ordered.shape))
 
 
@@ -99,18 +99,18 @@ def point_view(tensor: torch.Tensor, grouping: Grouping, channels: Channels, nam
         )
     if grouping in SLICES and math.prod(tensor.shape[2:]) == 1:
         raise SelectionError(f"{name} is a 1x1 kernel: its slices are single numbers, whose manifold is {{+1, -1}}.")
-    whole = _whole(tensor, channels)
-    order = _order(whole, grouping)
-    ordered = whole.permute(order)
+    parts = whole(tensor, channels)
+    order = _order(parts, grouping)
+    ordered = parts.permute(order)
     shape = _shape(ordered, grouping)
     return PointView(grouping, shape, _PRODUCTS.get(grouping, ()), _can_view(ordered, shape), channels, order)
 
 
-def _whole(tensor: torch.Tensor, channels: Channels) -> torch.Tensor:
+def whole(tensor: torch.Tensor, channels: Channels) -> torch.Tensor:
     """A view of the tensor as `(groups, out, in, *taps)`."""
     groups = channels.groups
-    whole = tensor.unflatten(0, (groups, tensor.shape[0] // groups)) if groups > 1 else tensor.unsqueeze(0)
-    return whole.transpose(1, 2) if channels.out_axis == 1 else whole
+    parts = tensor.unflatten(0, (groups, tensor.shape[0] // groups)) if groups > 1 else tensor.unsqueeze(0)
+    return parts.transpose(1, 2) if channels.out_axis == 1 else parts
 
 
 def _order(whole: torch.Tensor, grouping: Grouping) -> tuple[int, ...]:

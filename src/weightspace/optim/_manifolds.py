@@ -115,11 +115,13 @@ class Manifolds:
     def before(self, swaps: Iterable[Swap], step: int, *, must_measure: bool = False) -> None:
         """Projects the stand-ins of this step, and notes where its weights are; `must_measure`: and their norms."""
         self.enforce(step)
-        stand_ins = {id(parameter): buffer for parameter, _, buffer in swaps}
+        stand_ins = {id(swap.parameter): swap for swap in swaps}
         self._open = []
         for task in self.tasks:
-            buffer = stand_ins.get(id(task.info.parameter))
-            if buffer is not None:
+            swap = stand_ins.get(id(task.info.parameter))
+            if swap is not None:
+                swap.fill()
+                buffer = swap.buffer
                 task.constraint.gradient_(task.info.parameter, buffer, step)
                 task.start.copy_(task.info.parameter)
                 if must_measure:

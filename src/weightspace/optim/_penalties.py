@@ -1,45 +1,62 @@
-"""Adds the gradients of penalties to what the metrics left in the stand-ins, and keeps what penalties remember."""
+"""Adds the gradients of penalties to what the metrics left in the stand-ins, and keeps what penalties remember.
+
+Within a step: schedules decide, operators are evaluated, gates compare, then what is open is added; what acts after the
+optimizer's step waits for it.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from weightspace.errors import AttachError, NonFiniteGradientError, OperatorError
+from weightspace.gates import ComparingGate
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.operators import ConvGeometry, ConvOperator, operator_of
 from weightspace.operators.conv import fitting_size
 from weightspace.optim._finite import all_finite, sum_of
+from weightspace.optim._gates import Gated, Offer, Pair, ask_comparing, ask_schedules, dot
 from weightspace.optim._inputs import InputSizes
+from weightspace.optim._lookahead import Again, Rate, look_ahead
 from weightspace.optim._transform import Swap, read_numbers
-from weightspace.penalties import Memory, Penalty
+from weightspace.optim._weight_penalties import Watch, WeightTask, settle
+from weightspace.penalties import Memory, OperatorPenalty, Penalty, WeightPenalty
 from weightspace.penalties.base import layer_size
 
 
-@dataclass
-class PenaltyTask:
-    """One penalty on one weight.
+@dataclass(eq=False)
+class PenaltyTask(Gated):
+    """One operator penalty on one weight.
 
     Attributes:
-        info: The weight.
-        index: Place of the penalty among the rules.
-        penalty: The penalty.
-        memory: What it remembers of this weight.
-        value: R at the latest evaluation.
+        memory: What the penalty remembers of this weight.
+        latest: R at the latest evaluation.
     """
 
-    info: ParameterInfo
-    index: int
-    penalty: Penalty
-    memory: Memory
-    value: torch.Tensor | None = None
+    memory: Memory = field(default_factory=Memory)
+    latest: torch.Tensor | None = None
     _geometry: dict[tuple[int, ...], tuple[ConvGeometry, bool]] = field(
         default_factory=dict[tuple[int, ...], tuple[ConvGeometry, bool]]
     )
+
+    @property
+    def rule(self) -> OperatorPenalty:
+        """The penalty."""
+        if not isinstance(self.penalty, OperatorPenalty):
+            raise TypeError(f"{self.penalty} is no penalty on a linear map.")
+        return self.penalty
+
+    def value(self) -> torch.Tensor | None:
+        """R at the latest evaluation."""
+        return self.latest
 
     def operator(self, sizes: InputSizes) -> ConvOperator:
         """The layer on images of its latest forward pass, or of the penalty's own size.
@@ -62,10 +79,10 @@ class PenaltyTask:
         if dimensions == 0:
             return ()
         try:
-            given = layer_size(self.penalty, dimensions, self.info.name)
+            given = layer_size(self.rule, dimensions, self.info.name)
         except OperatorError as error:
             raise AttachError(str(error)) from None
-        if given is None and not self.penalty.needs_size:
+        if given is None and not self.rule.needs_size:
             return self.fitting_size()
         return sizes.of(self.info.name) if given is None else given
 
@@ -90,46 +107,85 @@ class PenaltyTask:
 
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """The gradient of one penalty on one weight, without its strength."""
+    """The gradient of one operator penalty on one weight, without its strength."""
 
     task: PenaltyTask
     gradient: torch.Tensor
+
+    def products(self, gradient: torch.Tensor, scale: float | torch.Tensor) -> Pair:
+        """`(<g, R>, <R, R>)` with the penalty's gradient R times `scale`."""
+        return dot(gradient, self.gradient) * scale, dot(self.gradient, self.gradient) * scale * scale
+
+    def add_to(self, swap: Swap, scale: float | torch.Tensor) -> None:
+        """Adds the penalty's gradient, if the gate is open."""
+        is_open = self.task.is_open
+        if is_open is not False:
+            swap.add(self.gradient, scale if is_open is True else is_open.to(self.gradient.dtype) * scale)
+
+    def move(self, lr: Rate) -> None:
+        """The step that the penalty alone would make."""
+        weight = self.task.info.parameter.detach()
+        weight.sub_(self.gradient * (lr * (self.task.penalty.weight * self.task.penalty.every)))
 
 
 class Penalties:
     """All penalties of a plan.
 
     Attributes:
-        tasks: In the order in which they act.
+        tasks: Those on linear maps, in the order in which they act.
+        weight_tasks: Those on the numbers of weights.
         sizes: What the layers read.
+        watch: Notices weights that vanished.
+        needs_closure: Whether a gate needs a second backward pass.
     """
 
     def __init__(self) -> None:
         self.tasks: list[PenaltyTask] = []
+        self.weight_tasks: list[WeightTask] = []
         self.sizes = InputSizes()
-        self._known: dict[tuple[str, int], PenaltyTask] = {}
+        self.watch = Watch()
+        self.needs_closure = False
+        self._known: dict[tuple[str, int], PenaltyTask | WeightTask] = {}
+        self._due: list[WeightTask] = []
 
     def build(self, rules: Sequence[Rule], routes: Iterable[Route]) -> None:
         """Takes over a routing; weights that were known keep what is remembered of them."""
-        tasks: list[PenaltyTask] = []
-        for route in routes:
-            for index in route.rules:
-                rule = rules[index]
-                if isinstance(rule, Penalty):
-                    tasks.append(self._task(route.info, index, rule))
-        self.tasks = tasks
-        self.sizes.watch(t.info for t in tasks if t.penalty.needs_size and t.penalty.input_size is None)
+        tasks = [
+            self._task(route.info, index, rule)
+            for route in routes
+            for index in route.rules
+            if isinstance(rule := rules[index], Penalty)
+        ]
+        self.tasks = [task for task in tasks if isinstance(task, PenaltyTask)]
+        self.weight_tasks = [task for task in tasks if isinstance(task, WeightTask)]
+        self.needs_closure = any(task.penalty.gate.looks_at == "lookahead" for task in tasks)
+        self.sizes.watch(t.info for t in self.tasks if t.rule.needs_size and t.rule.input_size is None)
 
-    def _task(self, info: ParameterInfo, index: int, penalty: Penalty) -> PenaltyTask:
+    def _task(self, info: ParameterInfo, index: int, penalty: Penalty) -> PenaltyTask | WeightTask:
         known = self._known.get((info.name, index))
-        if known is None or known.info is not info:
-            memory = known.memory if known is not None else Memory(seed=zlib.crc32(info.name.encode()))
-            value = None if known is None else known.value
-            known = self._known[info.name, index] = PenaltyTask(info, index, penalty, memory, value)
-        return known
+        if known is not None and known.info is info:
+            return known
+        task: PenaltyTask | WeightTask
+        if isinstance(penalty, WeightPenalty):
+            task = WeightTask(info, index, penalty)
+        else:
+            task = PenaltyTask(info, index, penalty, memory=Memory(seed=zlib.crc32(info.name.encode())))
+            if isinstance(known, PenaltyTask):
+                task.memory, task.latest = known.memory, known.latest
+        if known is not None:
+            task.load(known.state())
+        self._known[info.name, index] = task
+        return task
+
+    @property
+    def all_tasks(self) -> list[PenaltyTask | WeightTask]:
+        """Both kinds, in the order of the rules."""
+        return sorted([*self.tasks, *self.weight_tasks], key=lambda task: task.index)
+
+    # ------------------------------------------------------------------ the step
 
     def evaluate(self, step: int, *, must_check: bool) -> list[Addition]:
-        """What to add at this step to the gradient of every weight that has one.
+        """What operator penalties may add at this step; what a schedule keeps closed is not evaluated.
 
         Args:
             step: Steps taken before this one.
@@ -139,76 +195,174 @@ class Penalties:
             AttachError: A layer's input size is not known, or no penalty can be had at that size.
             NonFiniteGradientError: A weight or a penalty's gradient is not finite.
         """
-        due = [t for t in self.tasks if step % t.penalty.every == 0 and t.info.parameter.grad is not None]
+        self._due = [t for t in self.weight_tasks if _is_due(t, step)]
+        due = [t for t in self.tasks if _is_due(t, step)]
+        ask_schedules((*due, *self._due), step)
+        due = [task for task in due if task.is_open is not False]
         operators = [task.operator(self.sizes) for task in due]  # all of them, before any evaluation is paid for
-        if must_check and not all_finite(sum_of(o.weight) for o in operators):
+        if must_check and due and not all_finite(sum_of(o.weight) for o in operators):
             _raise_weight(due)
         additions: list[Addition] = []
         for task, operator in zip(due, operators, strict=True):
             task.memory.step = step
             try:
-                task.value, gradient = task.penalty.evaluate(operator, task.memory)
+                task.latest, gradient = task.rule.evaluate(operator, task.memory)
             except OperatorError as error:
                 raise AttachError(f"{task.penalty} on {task.info.name}: {error}") from None
             additions.append(Addition(task, gradient))
-        if must_check and not all_finite(sum_of(a.gradient) for a in additions):
+        if must_check and additions and not all_finite(sum_of(a.gradient) for a in additions):
             _raise_gradient(additions)
         return additions
 
+    def look_ahead(
+        self, additions: Sequence[Addition], again: Again | None, model: nn.Module, optimizer: Optimizer
+    ) -> dict[int, torch.Tensor]:
+        """The gradients of a second backward pass, by weight, where a gate that is asked at this step needs them."""
+        jobs = [*additions, *self._due]
+        moves = [
+            (_task_of(job).info.parameter, job.move)
+            for job in jobs
+            if _task_of(job).penalty.gate.looks_at == "lookahead"
+        ]
+        return look_ahead(again, model, optimizer, moves) if moves and again is not None else {}
+
+    def act(
+        self,
+        additions: Sequence[Addition],
+        swaps: Iterable[Swap],
+        second: Mapping[int, torch.Tensor],
+        grad_scale: torch.Tensor | None = None,
+    ) -> None:
+        """Asks the gates that compare gradients, then adds what is open to the stand-ins of this step.
+
+        Args:
+            additions: What operator penalties may add.
+            swaps: Parameters with their stand-ins, which hold the transformed gradients.
+            second: What `look_ahead` gave.
+            grad_scale: What the gradients still are multiplied with, under a GradScaler whose optimizer divides itself.
+        """
+        by_parameter = {id(swap.parameter): swap for swap in swaps}
+        jobs = [*additions, *self._due]
+        offers: list[Offer] = []
+        for job in jobs:
+            task = _task_of(job)
+            if isinstance(task.penalty.gate, ComparingGate):
+                swap, key = by_parameter.get(id(task.info.parameter)), id(task.info.parameter)
+                gradient = cast("torch.Tensor", task.info.parameter.grad) if swap is None else swap.data
+                products = partial(job.products, gradient, task.scale(grad_scale))
+                offers.append(Offer(task, gradient, products, second.get(key)))
+        ask_comparing(offers)
+        for job in jobs:
+            task = _task_of(job)
+            if not (isinstance(job, WeightTask) and job.rule.is_proximal):
+                job.add_to(by_parameter[id(task.info.parameter)], task.scale(grad_scale))
+            elif isinstance(job, WeightTask) and job.start is not None:
+                job.start.copy_(task.info.parameter)
+
+    def settle(self, optimizer: Optimizer, steps: int) -> None:
+        """What acts after the optimizer's step; then a look at whether weights vanished.
+
+        Args:
+            optimizer: It has just stepped.
+            steps: Steps taken, this one included.
+        """
+        settle((task for task in self._due if task.rule.is_proximal), optimizer)
+        self._due = []
+        if self.weight_tasks:
+            self.watch.look(self.weight_tasks, optimizer, steps)
+
+    def forget_step(self) -> None:
+        """Drops what was left by a step that raised."""
+        self._due = []
+
+    # ------------------------------------------------------------------ what is seen and kept
+
     def values(self) -> dict[str, dict[str, float]]:
-        """R at the latest evaluation, by parameter and penalty; one synchronization for each device."""
-        measured = [(task, task.value) for task in self.tasks if task.value is not None]
-        numbers = read_numbers([value for _, value in measured])
+        """By parameter: R by penalty, `duty` and `cosine` of its gate, `zeros`; one synchronization a device."""
+        figures: list[tuple[str, str, torch.Tensor]] = []
+        for task in self.all_tasks:
+            name, label = task.info.name, type(task.penalty).__name__
+            label = label if all((n, k) != (name, label) for n, k, _ in figures) else str(task.penalty)
+            value = task.value()
+            if value is not None:
+                figures.append((name, label, value))
+            figures += [(name, _distinct(figures, name, key, label), number) for key, number in _of_gate(task)]
+            if isinstance(task, WeightTask) and all((n, k) != (name, "zeros") for n, k, _ in figures):
+                figures.append((name, "zeros", task.zeros()))
         result: dict[str, dict[str, float]] = {}
-        for (task, _), number in zip(measured, numbers, strict=True):
-            figures = result.setdefault(task.info.name, {})
-            label = type(task.penalty).__name__
-            figures[label if label not in figures else str(task.penalty)] = number
+        for (name, label, _), number in zip(figures, read_numbers([f[2] for f in figures]), strict=True):
+            result.setdefault(name, {})[label] = number
+        return result
+
+    def duty_cycles(self) -> dict[str, dict[str, float]]:
+        """Share of the steps asked at which each gate was open, by parameter and penalty; one synchronization."""
+        gated = [task for task in self.all_tasks if not task.is_ungated and task.asked]
+        shares = read_numbers([_duty(task) for task in gated])
+        result: dict[str, dict[str, float]] = {}
+        for task, share in zip(gated, shares, strict=True):
+            result.setdefault(task.info.name, {})[str(task.penalty)] = share
         return result
 
     def state(self) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
-        """What is remembered, by parameter and index of the rule: tensors only."""
+        """What penalties and gates remember, by parameter and index of the rule: tensors only."""
         state: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
-        for task in self.tasks:
-            vectors = {key: vector.clone() for key, vector in task.memory.vectors.items()}
-            state.setdefault(task.info.name, {})[str(task.index)] = vectors
+        for task in self.all_tasks:
+            vectors = task.memory.vectors if isinstance(task, PenaltyTask) else {"reach": task.reach}
+            kept = {**{key: vector.clone() for key, vector in vectors.items()}, **task.state()}
+            state.setdefault(task.info.name, {})[str(task.index)] = kept
         return state
 
     def load(self, state: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]) -> None:
         """Restores what `state` gave; a vector that does not fit any more is not used by its penalty."""
-        for task in self.tasks:
+        for task in self.all_tasks:
             saved = state.get(task.info.name, {}).get(str(task.index), {})
             device = task.info.parameter.device
-            task.memory.vectors = {key: torch.as_tensor(v).detach().clone().to(device) for key, v in saved.items()}
+            task.load(saved)
+            own = {k: torch.as_tensor(v).detach().clone().to(device) for k, v in saved.items() if "gate." not in k}
+            if isinstance(task, PenaltyTask):
+                task.memory.vectors = own
+            elif "reach" in own:
+                task.reach = own["reach"].to(task.reach)
 
     def copy_from(self, other: Penalties) -> None:
         """Takes over what the same rules remember on another model of the same parameters."""
         self.load(other.state())
         self.sizes.copy_from(other.sizes)
-        values = {(task.info.name, task.index): task.value for task in other.tasks}
+        values = {(task.info.name, task.index): task.latest for task in other.tasks}
         for task in self.tasks:
-            task.value = values.get((task.info.name, task.index))
+            task.latest = values.get((task.info.name, task.index))
 
     def clear(self) -> None:
         """Forgets everything and takes the recorders off."""
-        self.tasks = []
+        self.tasks, self.weight_tasks, self._due = [], [], []
         self._known.clear()
         self.sizes.clear()
+        self.watch.clear()
 
 
-def add(additions: Iterable[Addition], swaps: Iterable[Swap], grad_scale: torch.Tensor | None = None) -> None:
-    """Adds `weight * every * gradient` to the stand-ins of this step.
+def _is_due(task: Gated, step: int) -> bool:
+    return step % task.penalty.every == 0 and task.info.parameter.grad is not None
 
-    Args:
-        additions: What to add.
-        swaps: Parameters with their stand-ins, which hold the transformed gradients.
-        grad_scale: What the gradients still are multiplied with, under a GradScaler whose optimizer divides itself.
-    """
-    stand_ins = {id(parameter): buffer for parameter, _, buffer in swaps}
-    for addition in additions:
-        task, gradient = addition.task, addition.gradient
-        scaled = gradient if grad_scale is None else gradient * grad_scale.to(gradient)
-        stand_ins[id(task.info.parameter)].add_(scaled, alpha=task.penalty.weight * task.penalty.every)
+
+def _task_of(job: Addition | WeightTask) -> PenaltyTask | WeightTask:
+    return job.task if isinstance(job, Addition) else job
+
+
+def _duty(task: Gated) -> torch.Tensor:
+    opened = torch.zeros(()) if task.opened is None else task.opened
+    return opened.to(torch.float32) / max(1, task.asked)
+
+
+def _of_gate(task: Gated) -> list[tuple[str, torch.Tensor]]:
+    if task.is_ungated:
+        return []
+    found = [("duty", _duty(task))]
+    return found if task.cosine is None else [*found, ("cosine", task.cosine)]
+
+
+def _distinct(figures: Iterable[tuple[str, str, torch.Tensor]], name: str, key: str, label: str) -> str:
+    """`duty`, or `duty of L1` where another gate of the weight has taken that."""
+    return key if all((n, k) != (name, key) for n, k, _ in figures) else f"{key} of {label}"
 
 
 def _raise_weight(due: Iterable[PenaltyTask]) -> None:

@@ -16,7 +16,7 @@ from weightspace.optim._manifolds import Manifolds, check_constraints
 from weightspace.optim._penalties import Penalties
 from weightspace.optim._transform import BatchTransform
 from weightspace.optim.groups import refuse_two_constraints
-from weightspace.penalties import Penalty
+from weightspace.penalties import Penalty, WeightPenalty
 
 # Layers that are frozen and unfrozen in turn come back to a routing that is known; a training has few of them.
 _ROUTINGS_KEPT = 4
@@ -30,6 +30,8 @@ class Plan:
         model: As it was given.
         routes: One for each parameter of the model.
         acting: The parameters on which at least one rule acts.
+        unlent: Those that need no stand-in: nothing acts on them before the step.
+        devices: Where the optimizer's parameters are.
         batches: Equal weights together, with their buffers.
         transforms: One for each batch, ready to run.
         work: Temporary buffers.
@@ -43,6 +45,8 @@ class Plan:
         self.model = model
         self.routes: tuple[Route, ...] = ()
         self.acting: list[ParameterInfo] = []
+        self.unlent: list[ParameterInfo] = []
+        self.devices: list[torch.device] = []
         self.batches: list[Batch] = []
         self.transforms: list[BatchTransform] = []
         self.work = Workspace()
@@ -76,7 +80,7 @@ class Plan:
 
     def clear(self) -> None:
         """Forgets everything and frees the memory."""
-        self.routes, self.acting, self.batches, self.transforms = (), [], [], []
+        self.routes, self.acting, self.unlent, self.batches, self.transforms = (), [], [], [], []
         for kept in (self._blocks, self._routings, self._carried):
             kept.clear()
         self.work.clear()
@@ -89,8 +93,12 @@ class Plan:
         known = [_facts(p) for p in parameters]
         self.routes = self._route(parameters, tuple(known), strict=strict)
         self.acting = [r.info for r in self.routes if r.rules]
+        lent = [(r.info, *self._before_the_step(r)) for r in self.routes if r.rules and self._needs_stand_in(r)]
+        names = {info.name for info, _, _ in lent}
+        self.unlent = [info for info in self.acting if info.name not in names]
+        self.devices = list({p.device for p in parameters})
         self.batches = make_batches(
-            [(r.info, *_without_manifolds(r)) for r in self.routes if r.rules],
+            lent,
             batching=self._options.batching,
             inplace=self._options.inplace,
             blocks=self._blocks,
@@ -100,6 +108,19 @@ class Plan:
         if self.penalties is not None:
             self.penalties.build(self.rules, self.routes)
         self._known = known
+
+    def _needs_stand_in(self, entry: Route) -> bool:
+        """Whether anything acts on the gradient, or between it and the step."""
+        return bool(self._before_the_step(entry)[1]) or any(isinstance(self.rules[i], Manifold) for i in entry.rules)
+
+    def _before_the_step(self, entry: Route) -> tuple[tuple[View, ...], tuple[int, ...]]:
+        """The views and rules that act on the gradient's buffer."""
+        kept = [
+            (v, i)
+            for v, i in zip(entry.views, entry.rules, strict=True)
+            if isinstance(v, View) and not _acts_after(self.rules[i])
+        ]
+        return tuple(v for v, _ in kept), tuple(i for _, i in kept)
 
     def _route(self, parameters: list[nn.Parameter], key: object, *, strict: bool) -> tuple[Route, ...]:
         known = self._routings.get(key)
@@ -134,10 +155,8 @@ class Plan:
                 )
 
 
-def _without_manifolds(entry: Route) -> tuple[tuple[View, ...], tuple[int, ...]]:
-    """The views and rules that act on the gradient's buffer."""
-    kept = [(v, i) for v, i in zip(entry.views, entry.rules, strict=True) if isinstance(v, View)]
-    return tuple(v for v, _ in kept), tuple(i for _, i in kept)
+def _acts_after(rule: Rule) -> bool:
+    return isinstance(rule, WeightPenalty) and rule.is_proximal
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

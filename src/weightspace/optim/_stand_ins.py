@@ -20,7 +20,7 @@ class StandIns:
 
     def put(self, swaps: Iterable[Swap]) -> None:
         """Makes every buffer its parameter's gradient, or none if one of them cannot be."""
-        self._swapped = [(parameter, grad, buffer, writes(buffer)) for parameter, grad, buffer in swaps]
+        self._swapped = [(s.parameter, s.gradient, s.buffer, writes(s.buffer)) for s in swaps]
         try:
             for parameter, _, buffer, _ in self._swapped:
                 parameter.grad = buffer

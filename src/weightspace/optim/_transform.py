@@ -1,11 +1,12 @@
 """Runs the metrics of one batch of equal weights: one by one, or stacked into one call.
 
-Weights that carry penalties only have no metric: their stand-ins are copies of the gradients.
+Weights that carry penalties only have no metric: their stand-ins are filled by what is first added to the gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,9 +17,46 @@ from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.stacking import Batch, Workspace
 from weightspace.metrics import Layout, Metric, mean_energy
 from weightspace.metrics.base import is_16_bit
+from weightspace.optim._finite import sum_of
 
-Swap = tuple[nn.Parameter, torch.Tensor, torch.Tensor]  # parameter, its gradient, the buffer that stands in
 Measured = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by parameter name: rho, shrinkage
+
+
+@dataclass(eq=False)
+class Swap:
+    """What stands in for one gradient during a step.
+
+    Attributes:
+        parameter: The weight.
+        gradient: Its loss gradient.
+        buffer: Stands in for it; the gradient itself with `inplace`.
+        is_filled: Whether the buffer holds the transformed gradient; if not, the loss gradient is what counts so far.
+    """
+
+    parameter: nn.Parameter
+    gradient: torch.Tensor
+    buffer: torch.Tensor
+    is_filled: bool = True
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The loss gradient after metrics and what was added so far."""
+        return self.buffer if self.is_filled else self.gradient
+
+    def fill(self) -> None:
+        """Makes the buffer hold what counts."""
+        if not self.is_filled:
+            self.buffer.copy_(self.gradient)
+            self.is_filled = True
+
+    def add(self, addition: torch.Tensor, scale: float | torch.Tensor) -> None:
+        """Adds `scale * addition`; the first addition also fills the buffer, in the same pass."""
+        if isinstance(scale, torch.Tensor):
+            fitting = addition.to(self.buffer.dtype)
+            torch.addcmul(self.data, fitting, scale.to(self.buffer.dtype), out=self.buffer)
+        else:
+            torch.add(self.data, addition, alpha=scale, out=self.buffer)
+        self.is_filled = True
 
 
 class BatchTransform:
@@ -58,14 +96,14 @@ class BatchTransform:
         return [self._run_one(k, g, witnesses, measured) for k, g in live]
 
     def _copy_one(self, index: int, witnesses: list[torch.Tensor] | None) -> Swap:
-        """No metric: the loss gradient itself."""
+        """No metric: the loss gradient itself, which is not copied unless something is added to it."""
         batch, parameter = self._batch, self._batch.infos[index].parameter
         grad = cast("torch.Tensor", parameter.grad)
         if batch.is_inplace:
-            return parameter, grad, grad
+            return Swap(parameter, grad, grad)
         if witnesses is not None:
-            witnesses.append(grad.abs().amax().reshape(1))
-        return parameter, grad, batch.buffers[index].copy_(grad)
+            witnesses.append(sum_of(grad))
+        return Swap(parameter, grad, batch.buffers[index], is_filled=False)
 
     def _run_one(
         self,
@@ -87,7 +125,7 @@ class BatchTransform:
             witnesses.append(_witness(outs[-1]))
         if measured is not None and before is not None:
             _note(measured, [info], before, outs[-1][None])
-        return info.parameter, grad, buffer
+        return Swap(info.parameter, grad, buffer)
 
     def _run_stacked(
         self, grads: list[torch.Tensor], witnesses: list[torch.Tensor] | None, measured: Measured | None
@@ -104,7 +142,7 @@ class BatchTransform:
             witnesses.append(_witness(batch.stacked(last)))
         if measured is not None and before is not None:
             _note(measured, batch.infos, before, batch.block.view(count, *last.shape))
-        return [(i.parameter, g, b) for i, g, b in zip(batch.infos, grads, batch.buffers, strict=True)]
+        return [Swap(i.parameter, g, b) for i, g, b in zip(batch.infos, grads, batch.buffers, strict=True)]
 
 
 def _witness(out: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,8 @@ from weightspace.errors import AttachError
 from weightspace.kernels import RoutingTable, Rule, unwrap
 from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
 from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sums
+from weightspace.optim._lookahead import Again, RandomState
 from weightspace.optim._manifolds import Reproject
-from weightspace.optim._penalties import add
 from weightspace.optim._plan import Plan
 from weightspace.optim._stand_ins import StandIns
 from weightspace.optim._transform import Measured, Swap, read_measured
@@ -100,13 +100,38 @@ class Rules:
         return {task.info.name: task.fallbacks for task in tasks}
 
     @property
+    def duty_cycles(self) -> dict[str, dict[str, float]]:
+        """How often the gates of penalties were open: shares in [0, 1] by parameter name and penalty.
+
+        Of the steps at which a gate was asked, resumed ones included; penalties without a gate are not in it. Reading
+        it synchronizes once for each device.
+        """
+        return {} if self._plan.penalties is None else self._plan.penalties.duty_cycles()
+
+    @property
+    def vanished(self) -> dict[str, int]:
+        """Weights that a penalty has made zero altogether, with the number of steps after which that was seen first.
+
+        `WeightPenalty` rules are watched, each 50 steps; a weight that comes back leaves the list. In gradient form,
+        weights within two chatter lengths of zero count as zero, and so do those below a millionth of the largest
+        number at attach.
+        """
+        return {} if self._plan.penalties is None else dict(self._plan.penalties.watch.vanished)
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether a gate needs `optimizer.step(closure)`: `Coherent("lookahead")` does."""
+        return self._plan.penalties is not None and self._plan.penalties.needs_closure
+
+    @property
     def measurements(self) -> dict[str, dict[str, float]]:
         """Per-parameter figures of the latest measured step (see `measure_every`); reading them synchronizes.
 
         `rho`: share of the gradient's energy in its mean along the first metric's axis, in [0, 1].
         `shrinkage`: norm of the transformed over the norm of the loss gradient, before penalties are added.
         `R`: Frobenius norm of the Riemannian gradient of a constrained weight; near zero where nothing moves any more.
-        A penalty's name: its value at its latest evaluation, whether or not anything else is measured.
+        A penalty's name: its value at its latest evaluation (now, of `L1` and its like), whether or not anything else
+        is measured; `zeros`: share of a penalized weight's numbers that are zero; `duty`, `cosine`: of its gate.
 
         Cost: one copy and one synchronization for each device.
         """
@@ -250,10 +275,17 @@ class Rules:
         self._stand_ins.refuse_if_written(self._plan.acting)
         self._is_open = True
         self._stand_ins.take_back()
+        if self._plan.penalties is not None:
+            self._plan.penalties.forget_step()
         self._plan.update(optimizer)
         # args[0] is the optimizer itself.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
+            if self.needs_closure:
+                raise AttachError(
+                    "A gate with against='lookahead' computes every batch twice; call optimizer.step(closure) with a "
+                    "closure that zeroes the gradients, computes loss and gradients and returns the loss."
+                )
             self._swap(optimizer)
             return None
         check_closure(closure)
@@ -265,6 +297,9 @@ class Rules:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _: tuple[Any, ...], __: dict[str, Any]) -> None:
         self._stand_ins.take_back()
+        if self._plan.penalties is not None:
+            with full_precision():
+                self._plan.penalties.settle(optimizer, int(self._steps) + 1)
         if self._plan.manifolds is not None:
             with full_precision():
                 self._plan.manifolds.after(optimizer, int(self._steps))
@@ -277,38 +312,54 @@ class Rules:
 
         def wrapped() -> Any:
             self._stand_ins.take_back()
+            before = RandomState(self._plan.devices) if self.needs_closure else None
             loss = closure()
             self._stand_ins.take_back()  # a step within a step wraps the closure twice
             with torch.no_grad():
-                self._swap(optimizer)
+                self._swap(optimizer, None if before is None else (closure, before))
             return loss
 
         return wrapped
 
-    @full_precision()
-    def _swap(self, optimizer: Optimizer) -> None:
-        inplace, every = self._options.inplace, self._options.measure_every
-        check_gradients(self._plan.acting, inplace=inplace)
+    def _swap(self, optimizer: Optimizer, again: Again | None = None) -> None:
+        check_gradients(self._plan.acting, inplace=self._options.inplace)
         must_check = self._must_check(optimizer)
-        if must_check and inplace and not all_finite(sums(self._plan.acting)):
-            raise_non_finite(self._plan.acting)  # before touching anything: there is no second copy
-        # They depend on weights only, and what they refuse must be known before a gradient is touched.
-        penalties = self._plan.penalties
-        additions = [] if penalties is None else penalties.evaluate(int(self._steps), must_check=must_check)
+        with full_precision():
+            if must_check and self._options.inplace and not all_finite(sums(self._plan.acting)):
+                raise_non_finite(self._plan.acting)  # before touching anything: there is no second copy
+            # They depend on weights only, and what they refuse must be known before a gradient is touched.
+            penalties, step = self._plan.penalties, int(self._steps)
+            additions = [] if penalties is None else penalties.evaluate(step, must_check=must_check)
+        # Not in full precision: the second pass must compute as the first did.
+        second = {} if penalties is None else penalties.look_ahead(additions, again, self._plan.model, optimizer)
+        with full_precision():
+            swaps = self._transformed(must_check=must_check)
+            if penalties is not None:
+                penalties.act(additions, swaps, second, getattr(optimizer, "grad_scale", None))
+            if self._plan.manifolds is not None:
+                self._plan.manifolds.before(swaps, step, must_measure=self._is_measured)
+            self._stand_ins.put(swap for swap in swaps if swap.is_filled)
+
+    @property
+    def _is_measured(self) -> bool:
+        every = self._options.measure_every
+        return every is not None and int(self._steps) % every == 0
+
+    def _transformed(self, *, must_check: bool) -> list[Swap]:
+        """The stand-ins of this step, with what the metrics make of the gradients."""
+        inplace = self._options.inplace
         witnesses: list[torch.Tensor] | None = [] if must_check else None
-        measured = self._measured if every is not None and int(self._steps) % every == 0 else None
         swaps: list[Swap] = []
         for transform in self._plan.transforms:
-            swaps += transform.run(witnesses, measured)
+            swaps += transform.run(witnesses, self._measured if self._is_measured else None)
+        if witnesses is not None and not inplace:
+            witnesses += sums(self._plan.unlent)
         if witnesses and not all_finite(witnesses):
             if not inplace:
                 raise_non_finite(self._plan.acting)
-            raise_overflow(inplace=inplace)
-        if additions:
-            add(additions, swaps, getattr(optimizer, "grad_scale", None))
-        if self._plan.manifolds is not None:
-            self._plan.manifolds.before(swaps, int(self._steps), must_measure=measured is not None)
-        self._stand_ins.put(swaps)
+            if not all(bool(swap.data.isfinite().all()) for swap in swaps):  # a mere sum may overflow
+                raise_overflow(inplace=inplace)
+        return swaps
 
     def _must_check(self, optimizer: Optimizer) -> bool:
         # A fused optimizer under GradScaler gets `found_inf` and skips the step by itself; CUDA graphs cannot wait.

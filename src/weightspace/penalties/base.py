@@ -1,11 +1,13 @@
-"""The base of penalties: functions of one weight whose gradients are added to the loss gradient.
+"""The bases of penalties: functions of one weight whose gradients are added to the loss gradient.
 
-A penalty sees a layer as a `ConvOperator`, the linear map from one image to one image, and gives its value R and the
-gradient dR/dK in closed form: no automatic differentiation runs through a factorization. The optimizer gets
+An `OperatorPenalty` sees a layer as a `ConvOperator`, the linear map from one image to one image; a `WeightPenalty`
+sees the numbers of the weight. Both give their value R and the gradient dR/dK in closed form: no automatic
+differentiation runs through a factorization. The optimizer gets
 
-    metric(loss gradient) + weight * every * dR/dK          on every `every`-th step, else metric(loss gradient)
+    metric(loss gradient) + weight * every * dR/dK          on every `every`-th step whose gate is open
 
-so that the average strength over steps is `weight`, however rarely the penalty is evaluated.
+and metric(loss gradient) else, so that with the default gate the average strength over steps is `weight`, however
+rarely the penalty is evaluated. A penalty carries its gate and never asks it: the optimizer's side does.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 
 from weightspace.errors import OperatorError, RuleError
+from weightspace.gates import Always, Gate
 from weightspace.kernels.options import choice, number_from_zero, whole_number
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.rule import Rule, Stage
@@ -27,6 +30,7 @@ from weightspace.operators import ConvOperator
 
 PenaltyPadding = Literal["layer", "circular"]
 PADDINGS: tuple[PenaltyPadding, ...] = ("layer", "circular")
+_ALWAYS = Always()
 
 
 @dataclass
@@ -50,37 +54,66 @@ class Memory:
 
 @dataclass(frozen=True)
 class Penalty(Rule):
-    """A function of a weight, seen as a linear map, whose gradient is added to the (transformed) loss gradient.
+    """A function of a weight whose gradient is added to the (transformed) loss gradient.
 
     Args:
         weight: Strength, at least 0: what the gradient is multiplied with.
         every: Steps from one evaluation to the next; the gradient is scaled by `every`, so that the average strength
             stays. Large products of learning rate, weight and `every` make single steps too long.
-        input_size: Spatial sizes of the layer's input, one number for all dimensions or one for each. Left out: those
-            of the layer's last forward pass, which `attach` records.
-        padding_mode: `"layer"` takes the layer's own padding, `"circular"` its counterpart on a torus (of the next size
-            that the stride divides); each penalty says what it costs and which is its default.
-        on: Which parameters; dense convolutions and linear layers by default, the head included.
+        gate: At which of these steps it acts, see `weightspace.gates`; at all of them by default.
+        on: Which parameters.
 
     Raises:
         RuleError: An option is out of its range.
     """
 
     stage: ClassVar[Stage] = Stage.PENALTY
-    default_on: ClassVar[Selection] = dense_convs | linears
-    needs_size: ClassVar[bool] = True
 
     weight: float = field(default=1e-3, kw_only=True)
     every: int = field(default=1, kw_only=True)
-    input_size: int | tuple[int, ...] | None = field(default=None, kw_only=True)
-    padding_mode: PenaltyPadding = field(default="circular", kw_only=True)
+    gate: Gate = field(default=_ALWAYS, kw_only=True)
     on: Selection | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        if not isinstance(self.gate, Gate):  # pyright: ignore[reportUnnecessaryIsInstance] - users are not type-checked
+            raise RuleError(f"{name} got gate={self.gate!r}; pass a gate such as weightspace.gates.Coherent().")
         self._settle(
-            weight=number_from_zero(name, "weight", self.weight),
-            every=whole_number(name, "every", self.every),
+            weight=number_from_zero(name, "weight", self.weight), every=whole_number(name, "every", self.every)
+        )
+
+    @property
+    def view(self) -> ViewName:
+        """The whole weight."""
+        return "kernel"
+
+
+@dataclass(frozen=True)
+class OperatorPenalty(Penalty):
+    """A function of a weight, seen as a linear map, whose gradient is added to the (transformed) loss gradient.
+
+    Args:
+        input_size: Spatial sizes of the layer's input, one number for all dimensions or one for each. Left out: those
+            of the layer's last forward pass, which `attach` records.
+        padding_mode: `"layer"` takes the layer's own padding, `"circular"` its counterpart on a torus (of the next size
+            that the stride divides); each penalty says what it costs and which is its default.
+        on: Which parameters; dense convolutions and linear layers by default, the head included.
+        weight, every, gate: See `Penalty`.
+
+    Raises:
+        RuleError: An option is out of its range.
+    """
+
+    default_on: ClassVar[Selection] = dense_convs | linears
+    needs_size: ClassVar[bool] = True
+
+    input_size: int | tuple[int, ...] | None = field(default=None, kw_only=True)
+    padding_mode: PenaltyPadding = field(default="circular", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        self._settle(
             input_size=_sizes(name, self.input_size),
             padding_mode=choice(name, "padding_mode", self.padding_mode, PADDINGS),
         )
@@ -100,11 +133,6 @@ class Penalty(Rule):
         Raises:
             OperatorError: The operator is too large for what is asked.
         """
-
-    @property
-    def view(self) -> ViewName:
-        """The whole weight: a penalty sees its layer."""
-        return "kernel"
 
     def refusal(self, info: ParameterInfo) -> str | None:
         """Also refuses what is no weight of a convolution or linear layer."""
@@ -130,7 +158,7 @@ def _sizes(rule: str, value: object) -> int | tuple[int, ...] | None:
     return whole_number(rule, "input_size", value)
 
 
-def layer_size(penalty: Penalty, dimensions: int, name: str) -> tuple[int, ...] | None:
+def layer_size(penalty: OperatorPenalty, dimensions: int, name: str) -> tuple[int, ...] | None:
     """`penalty.input_size` for a layer of so many spatial dimensions; None if it was left out.
 
     Raises:

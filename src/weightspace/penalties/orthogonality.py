@@ -30,7 +30,7 @@ from weightspace.errors import RuleError
 from weightspace.kernels.options import choice
 from weightspace.operators import ConvOperator
 from weightspace.operators._numerics import compute_dtype
-from weightspace.penalties.base import Memory, Penalty
+from weightspace.penalties.base import Memory, OperatorPenalty
 from weightspace.precision import full_precision
 
 Variant = Literal["SO", "DSO", "SRIP"]
@@ -38,7 +38,7 @@ VARIANTS: tuple[Variant, ...] = ("SO", "DSO", "SRIP")
 
 
 @dataclass(frozen=True)
-class _FlatPenalty(Penalty):
+class _FlatPenalty(OperatorPenalty):
     """A penalty that needs no image."""
 
     needs_size: ClassVar[bool] = False
@@ -55,7 +55,7 @@ class SoftOrthogonality(_FlatPenalty):
 
     Args:
         variant: `"SO"`, `"DSO"` or `"SRIP"`, see the module.
-        weight, every, on: See `Penalty`. The paper's weights decay over training; a rule's weight is constant.
+        weight, every, gate, on: See `Penalty`. The paper's weights decay over training; a rule's weight is constant.
 
     Cost: two products of the Gram matrix's size; SRIP: one SVD of the flattened kernel.
 
@@ -110,7 +110,7 @@ class SelfConvolution(_FlatPenalty):
     finds fault with exact isometries of stride 2. A dilation is taken into account.
 
     Args:
-        weight, every, on: See `Penalty`.
+        weight, every, gate, on: See `Penalty`.
 
     Cost: forward and backward pass of the layer on `c_out` images of the kernel's own size.
 

@@ -36,7 +36,7 @@ from weightspace.operators.extremes import stacked_ritz
 from weightspace.operators.geometry import torus
 from weightspace.operators.moments import stacked_moments, stochastic_moments
 from weightspace.penalties._spectra import on_matrix
-from weightspace.penalties.base import Memory, Penalty, PenaltyPadding
+from weightspace.penalties.base import Memory, OperatorPenalty, PenaltyPadding
 from weightspace.penalties.spectral import SpectralPenalty
 from weightspace.precision import full_precision
 
@@ -52,7 +52,7 @@ class GramSpectralNorm(SpectralPenalty):
 
     Args:
         alpha: What every sigma^2 is compared with.
-        frequencies, weight, every, input_size, padding_mode, on: See `SpectralPenalty`.
+        frequencies, weight, every, gate, input_size, padding_mode, on: See `SpectralPenalty`.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ class GramSpectralNorm(SpectralPenalty):
 
 
 @dataclass(frozen=True)
-class GramFrobenius(Penalty):
+class GramFrobenius(OperatorPenalty):
     """`||G - alpha I||_F^2 = sum (sigma^2 - alpha)^2` of the smaller Gram matrix, over the outputs of the grid.
 
     In closed form under the layer's own padding. The term is Guo's (2019/2022, arXiv 1907.11235), the closed form and
@@ -91,7 +91,8 @@ class GramFrobenius(Penalty):
         probes: Estimate the sum from so many random images x by `||(M^T M - alpha I) x||^2` (Hutchinson), not by the
             closed form, drawn anew at each step, alike on every rank and after a resume: unbiased, far cheaper for many
             channels, and noisy. The gradient of one probe can be several times as long as the exact one.
-        weight, every, input_size, padding_mode, on: See `Penalty`. `"layer"` is the default here and costs no more.
+        weight, every, gate, input_size, padding_mode, on: See `OperatorPenalty`. `"layer"` is the default
+            and costs no more.
 
     Cost: about `3 t^2 c^3` multiplications for t taps, whatever the size of the image; with `probes`, two applications
     of the layer and one of its adjoint to that many images, and their backward pass.
@@ -145,8 +146,8 @@ class LargestSingularValue(SpectralPenalty):
     Args:
         bound: What the largest singular value may be.
         steps: Lanczos steps of an evaluation with a start (the first one takes 20), a block of two vectors each.
-        frequencies, weight, every, input_size, padding_mode, on: See `SpectralPenalty`. `"layer"` is the default and
-            the cheap one; `"circular"` looks at every frequency.
+        frequencies, weight, every, gate, input_size, padding_mode, on: See `SpectralPenalty`. `"layer"` is the default
+            and the cheap one; `"circular"` looks at every frequency.
 
     Cost: `steps` applications of the layer and its adjoint to two images, and one weight gradient.
 
@@ -221,7 +222,7 @@ class SmallestSingularValue(SpectralPenalty):
 
     Args:
         bound: What the smallest singular value should be at least.
-        frequencies, weight, every, input_size, padding_mode, on: See `SpectralPenalty`.
+        frequencies, weight, every, gate, input_size, padding_mode, on: See `SpectralPenalty`.
 
     Example:
         >>> import torch
@@ -255,7 +256,7 @@ class SingularValueBand(SpectralPenalty):
     Args:
         low: Values below are pushed up.
         high: Values above are pulled down.
-        frequencies, weight, every, input_size, padding_mode, on: See `SpectralPenalty`.
+        frequencies, weight, every, gate, input_size, padding_mode, on: See `SpectralPenalty`.
 
     Raises:
         RuleError: `low` is above `high`, or an option is out of its range.
@@ -295,7 +296,7 @@ class ConditionNumber(SpectralPenalty):
 
     Args:
         floor: Share of sigma_max below which the slope grows no more.
-        frequencies, weight, every, input_size, padding_mode, on: See `SpectralPenalty`.
+        frequencies, weight, every, gate, input_size, padding_mode, on: See `SpectralPenalty`.
 
     Example:
         >>> import math, torch

@@ -14,19 +14,20 @@ import torch
 from weightspace.kernels.options import whole_number
 from weightspace.operators import ConvOperator
 from weightspace.penalties._spectra import Sample, on_matrix, on_torus
-from weightspace.penalties.base import Memory, Penalty
+from weightspace.penalties.base import Memory, OperatorPenalty
 from weightspace.precision import full_precision
 
 
 @dataclass(frozen=True)
-class SpectralPenalty(Penalty):
+class SpectralPenalty(OperatorPenalty):
     """A function phi of all singular values: a new term is a subclass with its options and `phi`.
 
     Args:
         frequencies: How many random frequencies to look at in each evaluation, in place of all; drawn anew at each
             step, alike on every rank and after a resume. Sums stay right on average and their gradients get noisy;
             extremes become those of the frequencies looked at. No effect with `padding_mode="layer"`.
-        weight, every, input_size, padding_mode, on: See `Penalty`. `"layer"` takes the dense matrix, for small layers.
+        weight, every, gate, input_size, padding_mode, on: See `OperatorPenalty`. `"layer"` takes the dense
+            matrix, for small layers.
 
     Cost of an evaluation on a torus of `m x m` outputs: `m^2 / 2` SVDs of `c x c` matrices (or `frequencies` of them).
     """

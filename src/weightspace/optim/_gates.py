@@ -1,0 +1,189 @@
+"""Decides, at each step, at which weights the gates of penalties are open, and keeps what gates remember.
+
+On a CPU decisions are numbers, and what is closed is not computed. On an accelerator they stay 0-dimensional tensors
+that penalties are multiplied with: nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weightspace.errors import AttachError
+from weightspace.gates import Always, ComparingGate, Products, ScheduledGate
+from weightspace.kernels.parameters import ParameterInfo
+from weightspace.penalties import Penalty
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+_OPENED, _ASKED, _AVERAGE = "gate.opened", "gate.asked", "gate.average"
+
+
+@dataclass(eq=False)
+class Gated:
+    """One penalty on one weight, as its gate sees it.
+
+    Attributes:
+        info: The weight.
+        index: Place of the penalty among the rules.
+        penalty: The penalty with its gate.
+        asked: How often the gate was asked.
+        opened: How often it was open, 0-dimensional, on the weight's device.
+        average: What a comparing gate remembers of gradients; None if it remembers nothing.
+        cosine: At the latest decision.
+        is_open: The latest decision: a boolean, or a 0-dimensional tensor of an accelerator.
+    """
+
+    info: ParameterInfo
+    index: int
+    penalty: Penalty
+    asked: int = 0
+    opened: torch.Tensor | None = None
+    average: torch.Tensor | None = None
+    cosine: torch.Tensor | None = None
+    is_open: bool | torch.Tensor = True
+
+    def __post_init__(self) -> None:
+        gate, weight = self.penalty.gate, self.info.parameter
+        self.opened = torch.zeros((), dtype=torch.int64, device=weight.device)
+        if gate.looks_at in ("history", "previous"):
+            wide = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype  # 16 bits would forget small changes
+            self.average = torch.zeros_like(weight, dtype=wide, requires_grad=False)
+
+    @property
+    def is_ungated(self) -> bool:
+        """True for `Always`: there is nothing to ask, count or save."""
+        return isinstance(self.penalty.gate, Always)
+
+    def scale(self, grad_scale: torch.Tensor | None) -> float | torch.Tensor:
+        """What the penalty's gradient is multiplied with, the gate left out."""
+        strength = self.penalty.weight * self.penalty.every
+        return strength if grad_scale is None else grad_scale.to(self.info.parameter.device) * strength
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors only."""
+        if self.is_ungated or self.opened is None:
+            return {}
+        state = {_OPENED: self.opened.clone(), _ASKED: torch.tensor(self.asked)}
+        return state if self.average is None else {**state, _AVERAGE: self.average.clone()}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """What `state` gave; a memory of another shape is not used."""
+        if self.is_ungated or self.opened is None or _OPENED not in state:
+            return
+        self.opened.copy_(torch.as_tensor(state[_OPENED]))
+        self.asked = int(state[_ASKED])
+        average = state.get(_AVERAGE)
+        if self.average is not None and average is not None and average.shape == self.average.shape:
+            self.average.copy_(average)
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """What a comparing gate can look at for one weight.
+
+    Attributes:
+        task: The penalty on the weight.
+        gradient: The loss gradient after metrics.
+        with_penalty: Gives `(<g, R>, <R, R>)`, `R` the penalty's gradient with its strength.
+        second: The gradient of a second backward pass, for `"lookahead"`.
+    """
+
+    task: Gated
+    gradient: torch.Tensor
+    with_penalty: Callable[[], Pair]
+    second: torch.Tensor | None = None
+
+
+def ask_schedules(tasks: Iterable[Gated], step: int) -> None:
+    """Decides for all gates that look at no gradient."""
+    for task in tasks:
+        gate = task.penalty.gate
+        if isinstance(gate, ScheduledGate) and not task.is_ungated:
+            owner = task.info.name if gate.scope == "layer" else f"rule {task.index}"
+            task.is_open = gate.opens(step, zlib.crc32(owner.encode()))
+            _count(task, task.is_open)
+
+
+@torch.no_grad()
+def ask_comparing(offers: Sequence[Offer]) -> None:
+    """Decides for all gates that compare gradients, each penalty's weights together, and updates their memories."""
+    by_rule: dict[int, list[Offer]] = {}
+    for offer in offers:
+        by_rule.setdefault(offer.task.index, []).append(offer)
+    for group in by_rule.values():
+        gate = group[0].task.penalty.gate
+        if isinstance(gate, ComparingGate):
+            _ask(gate, group)
+
+
+def _ask(gate: ComparingGate, offers: Sequence[Offer]) -> None:
+    home = offers[0].gradient.device
+    squares = [dot(o.gradient, o.gradient) for o in offers]
+    pairs = [_pair(gate, offer) for offer in offers]
+    products = Products(_stack(squares, home), _stack([p[0] for p in pairs], home), _stack([p[1] for p in pairs], home))
+    if gate.looks_at == "total":
+        products = products.of_sum()
+    if gate.scope == "global":
+        products = products.over_all()
+    opens, cosines = gate.judge(products).expand(len(offers)), products.cosine.expand(len(offers))
+    # One look for all weights of a penalty, which on a CPU waits for nothing.
+    decisions: Sequence[bool | torch.Tensor] = opens.tolist() if home.type == "cpu" else opens.unbind()
+    for offer, decision, cosine, square in zip(offers, decisions, cosines.unbind(), squares, strict=True):
+        task, device = offer.task, offer.gradient.device
+        task.cosine = cosine
+        task.is_open = decision.to(device) if isinstance(decision, torch.Tensor) else decision
+        _count(task, task.is_open)
+        if task.average is not None:
+            _remember(task.average, offer.gradient, square, gate.memory_decay)
+
+
+def _pair(gate: ComparingGate, offer: Offer) -> Pair:
+    if gate.looks_at == "total":
+        return offer.with_penalty()
+    other = offer.second if gate.looks_at == "lookahead" else offer.task.average
+    if other is None:
+        raise AttachError(
+            f"{offer.task.penalty.gate} on {offer.task.info.name} needs the gradient of a second backward pass; give "
+            "the optimizer a closure: optimizer.step(closure)."
+        )
+    return dot(offer.gradient, other), dot(other, other)
+
+
+def _remember(average: torch.Tensor, gradient: torch.Tensor, square: torch.Tensor, decay: float) -> None:
+    """`m <- decay m + (1 - decay) g`; a gradient that is not finite would stay in it for ever and is left out."""
+    if average.device.type == "cpu":
+        if bool(square.isfinite()):
+            average.copy_(gradient) if decay == 0.0 else average.lerp_(gradient.to(average.dtype), 1.0 - decay)
+        return
+    fresh = gradient.to(average.dtype) if decay == 0.0 else average.lerp(gradient.to(average.dtype), 1.0 - decay)
+    torch.where(square.isfinite(), fresh, average, out=average)
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`<a, b>` in at least float32, 0-dimensional; one pass where the two share a dense layout."""
+    if a.dtype.itemsize < 4 or a.dtype != b.dtype:
+        wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+        a, b = a.to(wide), b.to(wide)
+    return torch.dot(*flat(a, b))
+
+
+def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors as vectors in one common order: views where all have the layout of the first, which is dense."""
+    first = tensors[0]
+    order = sorted(range(first.ndim), key=lambda d: -first.stride(d) if first.shape[d] > 1 else -(2**62))
+    return tuple(t.permute(order).reshape(-1) for t in tensors)
+
+
+def _stack(numbers: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    # float64 where there is one: a difference of squares of long vectors would lose digits.
+    stacked = torch.stack([n.to(device) for n in numbers])
+    return stacked if device.type == "mps" else stacked.double()
+
+
+def _count(task: Gated, decision: bool | torch.Tensor) -> None:
+    task.asked += 1
+    if task.opened is not None and decision is not False:
+        task.opened += decision

@@ -1,0 +1,75 @@
+"""The gradient of the same batch at the weights that a penalty alone would make: what `Coherent("lookahead")` looks at.
+
+The closure of `optimizer.step(closure)` runs a second time, with the random numbers of the first (dropout drops the
+same units); afterwards weights, buffers (statistics of batch norm), gradients and torch's generators are as the first
+run left them, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+Rate = float | torch.Tensor
+Move = tuple[nn.Parameter, Callable[[Rate], None]]  # a weight, and what moves it in place at a learning rate
+
+
+class RandomState:
+    """The states of torch's generators on the CPU and on the devices of some weights."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = {d: torch.cuda.get_rng_state(d) for d in set(devices) if d.type == "cuda"}
+
+    def restore(self) -> None:
+        """Puts the generators back."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._cuda.items():
+            torch.cuda.set_rng_state(state, device)
+
+
+Again = tuple[Callable[[], Any], RandomState]  # a closure, and the generators before it ran
+
+
+def look_ahead(
+    again: Again, model: nn.Module, optimizer: torch.optim.Optimizer, moves: Sequence[Move]
+) -> dict[int, torch.Tensor]:
+    """The second gradients of the moved weights, by the identity of the parameter.
+
+    Args:
+        again: The closure, which has just run, and the generators before it did.
+        model: Its buffers are put back.
+        optimizer: Knows the learning rates.
+        moves: What the penalties would do; all of them move their weights together.
+
+    Cost: one forward and backward pass, copies of all gradients, buffers and moved weights.
+    """
+    closure, before = again
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    after = RandomState([p.device for p in parameters])
+    gradients = [p.grad for p in parameters]
+    kept = [None if g is None else g.clone() for g in gradients]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    moved = {id(weight): (weight, weight.detach().clone()) for weight, _ in moves}
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for weight, move in moves:
+        move(rates[id(weight)])
+    before.restore()
+    try:
+        with torch.enable_grad():
+            closure()
+        return {
+            key: torch.zeros_like(copy) if weight.grad is None else weight.grad.clone()
+            for key, (weight, copy) in moved.items()
+        }
+    finally:
+        for parameter, gradient, copy in zip(parameters, gradients, kept, strict=True):
+            parameter.grad = gradient
+            if gradient is not None and copy is not None:
+                gradient.copy_(copy)
+        for target, copy in (*buffers, *((w.detach(), copy) for w, copy in moved.values())):
+            target.copy_(copy)
+        after.restore()
