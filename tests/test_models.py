@@ -21,6 +21,7 @@ from weightspace.training.models.scale import Scale
 SMALL = {
     "mlp": {"hidden": 12},
     "vgg": {"widths": [4, 8], "hidden": [6]},
+    "alexnet": {"widths": [4, 4, 6, 6, 4], "hidden": [6, 5]},
     "plain": {"depth": 5, "width": 4},
     "resnet20": {"width": 4},
     "resnet56": {"width": 2},
@@ -51,6 +52,7 @@ def count(model):
         ("mlp", (1, 28, 10), {"hidden": []}, 7_850),  # softmax regression
         ("plain", (1, 28, 10), {}, 53_690),  # 9*16 + 16, 23 times 9*16*16 + 16, 17*10
         ("plain", (1, 28, 10), {"init": "he", "strided": 0}, 53_690),
+        ("alexnet", (3, 32, 10), {}, 368_234),
         ("resnet8", (3, 32, 10), {}, 75_290),
         ("resnet20", (3, 32, 10), {}, 269_722),
         ("resnet56", (3, 32, 10), {}, 853_018),
@@ -95,6 +97,9 @@ def test_module_names_that_globs_rely_on():
     assert isinstance(vgg["classifier.1"], nn.Linear)
     assert isinstance(vgg["classifier.4"], nn.Linear)
     assert list(vgg) == list(dict(build("vgg", dropout=0.0).named_modules()))
+    alexnet = dict(build("alexnet").named_modules())
+    assert all(isinstance(alexnet[f"features.{index}"], nn.Conv2d) for index in (0, 3, 6, 8, 10))
+    assert all(isinstance(alexnet[f"classifier.{index}"], nn.Linear) for index in (1, 4, 6))
     plain = dict(build("plain").named_modules())
     assert all(isinstance(plain[f"features.{2 * index}"], nn.Conv2d) for index in range(5))
     assert isinstance(plain["fc"], nn.Linear)
@@ -117,6 +122,31 @@ def test_vgg_count_by_formula():
     model = build("vgg", channels=3, size=32, widths=[5, 7], convs_per_stage=2, hidden=[11], pooling="flatten")
     convolutions = sum(9 * a * b + b for a, b in ((3, 5), (5, 5), (5, 7), (7, 7)))
     assert count(model) == convolutions + (7 * 16 * 16 + 1) * 11 + (11 + 1) * 10
+
+
+@pytest.mark.parametrize("size", [1, 8, 28, 33])
+def test_alexnet_equals_the_written_formula(size):
+    model = build("alexnet", channels=3, size=size).eval()
+    h = x = torch.randn(2, 3, size, size)
+    state = model.state_dict()
+    for index, kernel, stride, pooled in ((0, 5, 2, True), (3, 5, 1, True), (6, 3, 1, 0), (8, 3, 1, 0), (10, 3, 1, 1)):
+        weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
+        assert weight.shape[2:] == (kernel, kernel)
+        h = F.conv2d(h, weight, bias, stride=stride, padding=kernel // 2).clamp(min=0)
+        if pooled:
+            h = F.max_pool2d(h, 3, stride=2, padding=1)
+    assert h.shape[2:] == (math.ceil(size / 16), math.ceil(size / 16))
+    h = h.flatten(1)
+    for index in (1, 4):
+        h = (h @ state[f"classifier.{index}.weight"].T + state[f"classifier.{index}.bias"]).clamp(min=0)
+    torch.testing.assert_close(model(x), h @ state["classifier.6.weight"].T + state["classifier.6.bias"])
+
+
+def test_alexnet_drops_units_before_both_hidden_layers_and_not_before_the_head():
+    model = build("alexnet", dropout=0.3)
+    assert [m.p for m in model.classifier if isinstance(m, nn.Dropout)] == [0.3, 0.3]
+    assert isinstance(model.classifier[0], nn.Dropout)
+    assert isinstance(model.classifier[3], nn.Dropout)
 
 
 def test_mlp_equals_the_written_formula():
@@ -367,7 +397,7 @@ def test_channels_last_gives_the_same_numbers_and_stays_channels_last(options):
     assert all(formats)
 
 
-@pytest.mark.parametrize("name", ["mlp", "plain", "vgg", "resnet20", "resnet18"])
+@pytest.mark.parametrize("name", ["mlp", "plain", "vgg", "alexnet", "resnet20", "resnet18"])
 def test_compiles_as_one_graph(name):
     model = build(name).eval()
     x = torch.rand(2, 1, 8, 8)
@@ -411,7 +441,7 @@ def test_a_small_vgg_learns_two_textures():
         (
             "resnet19",
             {},
-            'Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, plain, vgg, resnet8, resnet20',
+            'Model "resnet19" is unknown: did you mean "resnet18"? Known: mlp, plain, vgg, alexnet, resnet8, resnet20',
         ),
         ("VGG", {}, 'did you mean "vgg"?'),
         ("vgg", {"width": [8]}, 'Model "vgg" has no option "width": did you mean "widths"?'),
@@ -436,6 +466,12 @@ def test_a_small_vgg_learns_two_textures():
         ("vgg", {"dropout": float("nan")}, "got nan"),
         ("vgg", {"pooling": "max"}, "has no pooling='max'"),
         ("vgg", {"widths": [1] * 5}, "5 stages on 8 x 8 images, which allow at most 4"),
+        ("alexnet", {"widths": [8, 8, 8, 8]}, 'Model "alexnet" needs five widths, one for each convolution, not 4'),
+        ("alexnet", {"widths": 8}, 'needs five widths, one for each convolution, not 1; for other depths use "vgg"'),
+        ("alexnet", {"hidden": [8, 8, 8]}, 'so "hidden" takes one width or two, not 3.'),
+        ("alexnet", {"hidden": []}, "needs at least one entry in hidden"),
+        ("alexnet", {"dropout": 1}, "needs dropout to be at least 0 and below 1, got 1"),
+        ("alexnet", {"dropout": "0.5"}, "needs dropout to be at least 0 and below 1, got '0.5'"),
         ("plain", {"depth": 0}, "needs depth to be an integer of at least 1, got 0"),
         ("plain", {"width": 1.5}, "needs width to be an integer of at least 1, got 1.5"),
         ("plain", {"init": "xavier"}, "has no init='xavier': known: torch, he."),
@@ -505,7 +541,7 @@ def test_wrong_batches_are_refused_before_any_layer_sees_them(name, shape):
 
 
 def test_sizes_that_cannot_be_taken_are_refused():
-    for model in (build("mlp"), build("vgg", pooling="flatten")):
+    for model in (build("mlp"), build("alexnet"), build("vgg", pooling="flatten")):
         with pytest.raises(DataError, match=r"\(N, 1, 8, 8\), got \(2, 1, 9, 9\)"):
             model(torch.rand(2, 1, 9, 9))
     with pytest.raises(DataError, match=r"got \(2, 1, 1, 8\)"):
@@ -523,7 +559,7 @@ def test_resnet_class_refuses_other_stage_counts():
 
 
 def test_registry_is_frozen_and_complete():
-    assert list(MODELS) == ["mlp", "plain", "vgg", "resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
+    assert list(MODELS) == ["mlp", "plain", "vgg", "alexnet", "resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
     assert all(entry.name == name and entry.summary for name, entry in MODELS.items())
     with pytest.raises(TypeError):
         MODELS["mine"] = MODELS["mlp"]

@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> sorted(MODELS)
-['mlp', 'plain', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'vgg']
+['alexnet', 'mlp', 'plain', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'vgg']
 >>> net = build_model("vgg", in_channels=1, image_size=8, num_classes=10, widths=[16, 32])
 >>> net(torch.zeros(2, 1, 8, 8)).shape
 torch.Size([2, 10])
@@ -20,13 +20,14 @@ from typing import Any
 from torch import nn
 
 from weightspace.errors import RecipeError
+from weightspace.training.models.alexnet import AlexNet
 from weightspace.training.models.checks import hint
 from weightspace.training.models.mlp import MLP
 from weightspace.training.models.plain import Plain
 from weightspace.training.models.resnet import ResNet, cifar_resnet, imagenet_resnet
 from weightspace.training.models.vgg import VGG
 
-__all__ = ["MLP", "MODELS", "VGG", "ModelEntry", "Plain", "ResNet", "build_model"]
+__all__ = ["MLP", "MODELS", "VGG", "AlexNet", "ModelEntry", "Plain", "ResNet", "build_model"]
 
 _FROM_THE_DATA = ("in_channels", "image_size", "num_classes")
 
@@ -56,6 +57,7 @@ _ENTRIES = (
     ModelEntry("mlp", "fully connected, ReLU; 784-1000-10 on 28 x 28 gray images", MLP),
     ModelEntry("plain", "deep, equal 3 x 3 convolutions without batch norm, torch's or He's initialization", Plain),
     ModelEntry("vgg", "plain 3 x 3 convolutions without batch norm, dropout before the classifier", VGG),
+    ModelEntry("alexnet", "five convolutions without batch norm, two hidden linear layers with dropout", AlexNet),
     ModelEntry(
         "resnet8",
         "the same family, n = 1: 0.08 million parameters, for comparisons on few cores",
