@@ -12,6 +12,7 @@
 from importlib.metadata import version
 
 from weightspace import (
+    compress,
     errors,
     gates,
     inspection,
@@ -33,6 +34,7 @@ __all__ = [
     "Rules",
     "__version__",
     "attach",
+    "compress",
     "errors",
     "extreme_singular_values",
     "gates",

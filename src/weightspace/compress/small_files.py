@@ -1,0 +1,135 @@
+"""Files of shrunk models: the smaller tensors, and what to change in the model's own code to hold them.
+
+One safetensors file. Its metadata name every number in a module that shrinking changed (`out_channels`, `in_features`,
+`num_features`, `groups`, ...), so the model that its own code builds is cut to size and takes the weights. Nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.compress._extras import package
+from weightspace.errors import CompressError
+from weightspace.files import write_bytes_atomically
+
+FORMAT = "weightspace-shrunk"
+VERSION = "1"
+
+
+def save_shrunk(small: nn.Module, model: nn.Module, path: str | Path) -> Path:
+    """Write a shrunk model.
+
+    Args:
+        small: What `shrink` made: `shrunk.model`.
+        model: The model that it was made from, or another of the same shape.
+        path: The file; written whole or not at all.
+
+    Returns:
+        `path`.
+
+    Raises:
+        CompressError: The two have different modules, or safetensors is not installed.
+        RunError: The file cannot be written.
+    """
+    safetensors = package("safetensors.torch", "writing a model", extra="train")
+    names, others = [name for name, _ in small.named_modules()], [name for name, _ in model.named_modules()]
+    if names != others:
+        raise CompressError("the shrunk model and the model have different modules; give the model that was shrunk")
+    changes = {
+        name: found
+        for (name, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True)
+        if (found := _changed_numbers(new, old))
+    }
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in small.state_dict().items()}
+    metadata = {"format": FORMAT, "version": VERSION, "changes": json.dumps(changes, separators=(",", ":"))}
+    write_bytes_atomically(Path(path), safetensors.save(state, metadata=metadata))
+    return Path(path)
+
+
+def load_shrunk(model: nn.Module, path: str | Path) -> nn.Module:
+    """Read a shrunk model.
+
+    Args:
+        model: The model as its own code builds it, with any weights; left as it is.
+        path: A file of `save_shrunk`.
+
+    Returns:
+        A copy with the smaller tensors of the file and the training mode of `model`.
+
+    Raises:
+        CompressError: The file is damaged or foreign, or belongs to another model.
+    """
+    state, changes = _read(Path(path))
+    small = copy.deepcopy(model)
+    modules = dict(small.named_modules())
+    for name, numbers in changes.items():
+        if name not in modules:
+            raise CompressError(f"{path} belongs to another model: this one has no {name}")
+        for attribute, value in numbers.items():
+            if not isinstance(getattr(modules[name], attribute, None), int):
+                raise CompressError(f"{path} belongs to another model: {name} has no number {attribute}")
+            setattr(modules[name], attribute, value)
+    for key, tensor in state.items():
+        owner, _, leaf = key.rpartition(".")
+        if owner not in modules:
+            raise CompressError(f"{path} belongs to another model: this one has no {owner}")
+        _resize(modules[owner], leaf, tensor)
+    try:
+        small.load_state_dict(state)
+    except RuntimeError as error:
+        raise CompressError(f"{path} belongs to another model: {' '.join(str(error).split())}") from error
+    return small
+
+
+def _changed_numbers(new: nn.Module, old: nn.Module) -> dict[str, int]:
+    """Whole numbers among a module's attributes that shrinking changed."""
+    return {
+        name: value
+        for name, value in vars(new).items()
+        if isinstance(value, int) and not isinstance(value, bool) and vars(old).get(name) != value
+    }
+
+
+def _resize(module: nn.Module, leaf: str, like: Tensor) -> None:
+    """Make room for a tensor: a parameter or buffer of its shape. A folded bias may be new."""
+    present: Any = getattr(module, leaf, None)
+    if isinstance(present, Tensor) and present.shape == like.shape:
+        return
+    is_buffer = leaf in dict(module.named_buffers(recurse=False))
+    target = present if isinstance(present, Tensor) else next(module.parameters(recurse=False), like)
+    empty = torch.empty(like.shape, dtype=like.dtype, device=target.device)
+    if is_buffer:
+        module.register_buffer(leaf, empty)
+    elif isinstance(present, Tensor) or leaf == "bias":
+        requires_grad = present.requires_grad if isinstance(present, Tensor) else True
+        module.register_parameter(leaf, nn.Parameter(empty, requires_grad=requires_grad))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Mapping[str, int]]]:
+    safetensors = package("safetensors", "reading a model", extra="train")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+            state = {name: cast("Tensor", opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CompressError(f"cannot read {path} as a shrunk model ({error}); give a file of save_shrunk") from error
+    if metadata.get("format") != FORMAT:
+        raise CompressError(f"{path} holds no shrunk model (its metadata have no format {FORMAT}); load it as it is")
+    if metadata.get("version") != VERSION:
+        raise CompressError(
+            f"{path} has version {metadata.get('version')} of the format {FORMAT}, and {VERSION} is what can be read; "
+            "update weightspace"
+        )
+    try:
+        changes = json.loads(metadata["changes"])
+        return state, {str(name): {str(k): int(v) for k, v in numbers.items()} for name, numbers in changes.items()}
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        raise CompressError(f"{path} is damaged: its list of changes cannot be read ({error})") from error
