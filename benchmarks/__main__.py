@@ -1,8 +1,9 @@
 """Runs the benchmarks: `python -m benchmarks [--only NAME ...] [--quick] [--threads N]`.
 
-Three pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
-(spectra, moments, penalties, scaling, memory) and docs/benchmarks-manifolds.md (sphere, stiefel, slices). A page is written when all its sections were measured, and never with
-`--quick`, which measures little, to see that it runs. Sections are printed as they are done.
+Four pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
+(spectra, moments, penalties, scaling, memory), docs/benchmarks-manifolds.md (sphere, stiefel, slices) and
+docs/benchmarks-gates.md (gates, synchronizations). A page is written when all its sections were measured, and never
+with `--quick`, which measures little, to see that it runs. Sections are printed as they are done.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import manifolds_page, memory, metrics_page, moments, operators_scaling, penalties, spectra
+from benchmarks import gates_step, manifolds_page, memory, metrics_page, moments, operators_scaling, penalties, spectra
 from benchmarks.timing import machine
 from weightspace.files import write_text_atomically
 
@@ -50,6 +51,13 @@ PAGES: dict[str, tuple[str, dict[str, Section]]] = {
             "sphere": lambda _, quick: manifolds_page.sphere_section(quick=quick),
             "stiefel": lambda _, quick: manifolds_page.stiefel_section(quick=quick),
             "slices": lambda _, quick: manifolds_page.slices_section(quick=quick),
+        },
+    ),
+    "benchmarks-gates.md": (
+        "Benchmarks of penalties behind gates",
+        {
+            "gates": lambda _, quick: gates_step.step_section(quick=quick),
+            "synchronizations": lambda _, quick: gates_step.synchronizations_section(quick=quick),
         },
     ),
 }

@@ -39,7 +39,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "compress": "kernels operators",
         "inspection": "kernels operators figures",
         "training": "kernels optim registry",
-        "compare": "training",
+        "compare": "gates training",
         "report": "training compare figures",
     }.items()
 }

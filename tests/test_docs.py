@@ -207,9 +207,10 @@ def test_the_table_needs_its_markers():
 
 def test_a_rule_that_is_missing_from_the_table_is_found():
     script = table_script()
-    stale = f"{script.BEGIN}\n| rule |\n|---|\n{script.END}\n"
+    stale = f"{script.BEGIN}\n| rule |\n|---|\n{script.END}\n{script.BEGIN_GATES}\n{script.END_GATES}\n"
     assert script.replace_table(stale) != stale
     assert "`ChannelL2`" in script.replace_table(stale)
+    assert "`RandomGate`" in script.replace_table(stale).partition(script.BEGIN_GATES)[2]
 
 
 @pytest.mark.parametrize(

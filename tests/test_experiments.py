@@ -42,7 +42,7 @@ def test_kernel_only_writes_results_table_and_figure(kernel_only: ModuleType, tm
 
 def test_every_term_of_the_library_has_an_arm(kernel_only: ModuleType) -> None:
     terms = {name for name, value in vars(ws.penalties).items() if isinstance(value, type) and "evaluate" in dir(value)}
-    abstract = {"Penalty", "SpectralPenalty"}
+    abstract = {"OperatorPenalty", "SpectralPenalty"}
     assert terms - abstract == {type(arm()).__name__ for arm in kernel_only.ARMS.values()}
 
 
@@ -84,3 +84,51 @@ def test_penalty_spectra_prints_a_row_for_every_arm(
         return max(high - 1, 1 - low)
 
     assert spread(rows[4]) < 0.5 * spread(rows[2]) < spread(rows[3])
+
+
+@pytest.fixture
+def gated_compression(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(ROOT)
+    threads = torch.get_num_threads()
+    yield importlib.import_module("experiments.gated_compression")
+    torch.set_num_threads(threads)
+
+
+def test_gated_compression_keeps_zeros_and_measures_real_files(gated_compression: ModuleType) -> None:
+    trial = gated_compression.ARMS["L1 coherent history"][0]
+    job = gated_compression.Job(
+        "alexnet", "digits", None, "arm", trial, 0, True, epochs=1, fine_tune=1, images=300, ratios=(0.0, 0.95)
+    )
+    found = gated_compression.run(job)
+    assert found == gated_compression.run(job)  # of its seed alone
+    assert 0.0 <= found["duty"] <= 1.0
+    dense, sparse = found["ratios"]["0.0"], found["ratios"]["0.95"]
+    assert dense["nonzeros"] / dense["numbers"] > 0.99
+    weights, biases = 0.05, 0.01  # of all numbers, at most
+    assert sparse["nonzeros"] / sparse["numbers"] < weights + biases
+    assert 6 < sparse["plain"] / sparse["sparse"] < sparse["plain"] / sparse["eight_bits"]
+
+
+def test_gated_compression_tunes_and_reports(
+    gated_compression: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arms = {arm: gated_compression.ARMS[arm][:1] for arm in ("dense", "magnitude", "L1 delayed")}
+    monkeypatch.setattr(gated_compression, "ARMS", arms)
+    gated_compression.main(["alexnet", "digits", "--quick", "--workers", "1", "--out", str(tmp_path)])
+    results = read_json(tmp_path / "results.json")
+    assert [(run["arm"], run["seed"]) for run in results["runs"]] == [(arm, seed) for seed in (0, 1) for arm in arms]
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("| L1 delayed | 9") == 4  # at 90, 95, 98 and 99 %
+    assert table.count("| dense | 0 %") == 1
+    assert (tmp_path / "compression.png").stat().st_size > 10_000
+
+
+def test_the_better_trial_is_chosen_and_the_first_of_equals(gated_compression: ModuleType) -> None:
+    jobs = list(gated_compression.tuning_jobs({"net": "vgg", "data": "digits", "root": None}))
+    records = {job.name: {"ratios": {str(job.ratios[0]): {"accuracy": 0.5}}} for job in jobs}
+    better = next(job for job in jobs if job.arm == "L1 random" and job.trial == gated_compression.ARMS["L1 random"][2])
+    records[better.name] = {"ratios": {str(better.ratios[0]): {"accuracy": 0.6}}}
+    chosen = gated_compression.choose(records, jobs)
+    assert chosen["L1 random"] == better.trial
+    assert chosen["magnitude"] == gated_compression.ARMS["magnitude"][0]
+    assert len({job.name for job in jobs}) == len(jobs)

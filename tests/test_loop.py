@@ -29,6 +29,7 @@ from weightspace.training.models import build_model
 from weightspace.training.recipe import Recipe, run_fingerprint
 from weightspace.training.reproducible import seed_stream
 from weightspace.training.session import open_session
+from weightspace.training.sparsity import sparsity_text
 
 Metrics = list[dict[str, Any]]
 
@@ -240,6 +241,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
             {"rule": "GramFrobenius", "every": 3, "weight": 0.01},
         ]
     },
+    "gates": {  # what they remember, count and draw
+        "rules": [
+            {"rule": "L1", "weight": 0.003, "gate": {"gate": "Coherent", "against": "history"}},
+            {"rule": "L2", "weight": 0.01, "gate": {"gate": "RandomGate", "duty": 0.5}},
+            {"rule": "GroupL1", "weight": 0.01, "application": "proximal", "gate": {"gate": "Delayed", "steps": 8}},
+        ]
+    },
+    "a gate that looks ahead": {  # a second backward pass of the same batch, with the same dropout
+        "clip_norm": 0.5,
+        "rules": [{"rule": "L1", "weight": 0.01, "gate": {"gate": "Coherent", "against": "lookahead"}}],
+    },
 }
 
 
@@ -276,6 +288,69 @@ def test_constraints_hold_after_training_and_are_in_the_result(
 
 def test_without_manifolds_the_result_has_no_constraints(tmp_path: Path, data: ImageData) -> None:
     assert train_run(make_recipe(epochs=1), tmp_path, seed=0, data=data)["constraints"] is None
+
+
+def test_a_gate_that_looks_ahead_trains_as_one_that_does_not(tmp_path: Path, data: ImageData) -> None:
+    """Always open, it must leave weights, dropout, clipping and the logged loss as they are without a closure."""
+    for name, gate in (("closure", {"gate": "Coherent", "against": "lookahead", "threshold": -1.0}), ("plain", None)):
+        rule = {"rule": "L1", "weight": 0.01} | ({"gate": gate} if gate else {})
+        recipe = make_recipe([rule], clip_norm=0.3, measure_every=None)
+        assert open_session(recipe, data, seed=0).needs_closure == (gate is not None)
+        train_run(recipe, tmp_path / name, seed=0, data=data, checkpoint_every_epochs=3)
+    one, other = weights(tmp_path / "closure"), weights(tmp_path / "plain")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert without_times(tmp_path / "closure/metrics.jsonl") == without_times(tmp_path / "plain/metrics.jsonl")
+    duty = read_json(tmp_path / "closure/result.json")["duty"]
+    assert [entry["duty"] for entry in duty.values()] == [1.0]
+    assert read_json(tmp_path / "plain/result.json")["duty"] == {}
+
+
+def test_the_logged_loss_is_that_of_the_first_call(data: ImageData) -> None:
+    images, labels = data.train_images[:4].float(), data.train_labels[:4]
+    losses = iter([torch.tensor(3.0), torch.tensor(9.0)])
+    closure = steps_module._Closure(lambda *_: next(losses), images, labels)
+    with pytest.raises(RunError, match="took a step without calling its closure"):
+        _ = closure.loss
+    assert closure() == 3.0
+    assert closure() == 9.0
+    assert closure.loss == 3.0
+
+
+def test_a_closure_and_gradient_scaling_exclude_each_other(data: ImageData) -> None:
+    rule = {"rule": "L1", "gate": {"gate": "Coherent", "against": "lookahead"}}
+    with pytest.raises(RecipeError, match="use bf16-mixed, or another gate"):
+        open_session(make_recipe([rule], precision="16-mixed"), data, seed=0)
+
+
+def test_the_result_counts_zeros_open_gates_and_vanished_weights(tmp_path: Path, data: ImageData) -> None:
+    rules = [
+        {"rule": "L1", "weight": 50.0, "application": "proximal", "on": "name('features.0.weight')"},
+        {"rule": "L2", "weight": 0.01, "gate": {"gate": "Delayed", "steps": 6}},
+    ]
+    recipe = make_recipe(rules, epochs=9)
+    with pytest.warns(UserWarning, match="all weights of features.0"):
+        result = train_run(recipe, tmp_path, seed=0, data=data, checkpoint_every_epochs=9)
+    trained = {name: w for name, w in weights(tmp_path).items() if w.ndim > 1}
+    zeros = {name: float((w == 0).double().mean()) for name, w in trained.items()}
+    assert result["weights"]["layers"] == zeros
+    assert zeros["features.0.weight"] == 1.0
+    assert result["weights"]["numbers"] == sum(w.numel() for w in trained.values())
+    assert result["weights"]["zeros"] == pytest.approx(
+        sum(int((w == 0).sum()) for w in trained.values()) / sum(w.numel() for w in trained.values())
+    )
+    assert list(result["vanished"]) == ["features.0.weight"]
+    [(name, duty)] = result["duty"].items()
+    assert name.startswith("L2(")
+    assert duty["duty"] == pytest.approx(48 / 54)
+    assert set(duty["layers"]) == set(zeros)
+    text = sparsity_text(result)
+    assert "acted at 88.9 % of the steps" in text
+    assert "all of features.0.weight zero since step" in text
+
+
+def test_a_result_without_penalties_has_nothing_to_say() -> None:
+    assert sparsity_text({"status": "done"}) == ""
+    assert sparsity_text({"weights": {"zeros": 0.0}, "duty": {}, "vanished": {}}) == ""
 
 
 def test_weights_on_manifolds_have_a_learning_rate_of_their_own(data: ImageData) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from weightspace import gates, manifolds, metrics, penalties
 from weightspace.errors import RuleError, nearest
+from weightspace.gates.facts import GATES, GateEntry
 from weightspace.kernels import Rule, Stage
 from weightspace.kernels.selection import Selection, parse
 
@@ -278,77 +279,9 @@ _ENTRIES = (
     ),
 )
 
-
-@dataclass(frozen=True)
-class GateEntry:
-    """Facts about one gate.
-
-    Attributes:
-        factory: The gate's class.
-        summary: One line for tables.
-        source: Paper, or "derived".
-        page: Documentation page, relative to docs/.
-        choose: When to take it.
-        variants: Settings that the contract tests run, by label.
-    """
-
-    factory: type[gates.Gate]
-    summary: str
-    source: str
-    page: str
-    choose: str
-    variants: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """The name in recipes and tables."""
-        return self.factory.__name__
-
-
-_GATES = (
-    GateEntry(
-        gates.Always,
-        "open at every step",
-        "textbook",
-        "gates.md",
-        "the default; up to the tolerance level nothing else is needed",
-        {"plain": {}},
-    ),
-    GateEntry(
-        gates.Delayed,
-        "closed for some steps, then open",
-        "Park et al. (their delays are not known)",
-        "gates.md",
-        "the first steps are what a penalty spoils",
-        {"plain": {"steps": 3}},
-    ),
-    GateEntry(
-        gates.Coherent,
-        "open while the loss gradient keeps its direction",
-        "Park et al. (their test and threshold are not known; these are derived)",
-        "gates.md",
-        "strengths above the tolerance level",
-        {
-            "total": {},
-            "total, global": {"scope": "global"},
-            "history": {"against": "history"},
-            "previous": {"against": "previous"},
-            "lookahead": {"against": "lookahead"},
-        },
-    ),
-    GateEntry(
-        gates.RandomGate,
-        "open by chance",
-        "derived",
-        "gates.md",
-        "the control: what a coherent gate must beat at the same duty cycle",
-        {"plain": {"duty": 0.5}, "global": {"duty": 0.5, "scope": "global"}},
-    ),
-)
+__all__ = ["GATES", "REGISTRY", "GateEntry", "RuleEntry", "make_gate", "make_rule"]
 
 REGISTRY: Mapping[str, RuleEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
-
-GATES: Mapping[str, GateEntry] = MappingProxyType({entry.name: entry for entry in _GATES})
 
 
 def make_gate(name: str, /, **options: Any) -> gates.Gate:

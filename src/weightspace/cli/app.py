@@ -9,7 +9,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from weightspace.cli import compare, inspect, report, show, train, verify
+from weightspace.cli import compare, compress, inspect, report, show, tolerance, train, verify
 from weightspace.cli.console import print_error, print_warning
 from weightspace.errors import WeightspaceError
 from weightspace.training.interrupt import INTERRUPTED
@@ -75,6 +75,8 @@ app.command("recipes")(with_exit_codes(show.recipes))
 app.command("show")(with_exit_codes(show.show))
 app.command("inspect")(with_exit_codes(inspect.inspect))
 app.command("verify")(with_exit_codes(verify.verify))
+app.command("tolerance")(with_exit_codes(tolerance.tolerance))
+app.command("compress")(with_exit_codes(compress.compress))
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -66,7 +66,7 @@ def compare(
     if not resume:
         with locked(folder, "running a comparison"):  # one that is running in there keeps its files
             delete_comparison(folder)
-    with _progress() as move:
+    with run_progress() as move:
         run_comparison(
             settings, folder, workers=workers, accelerator=accelerator, command=command_line(), progress=move
         )
@@ -75,7 +75,7 @@ def compare(
 
 
 @contextmanager
-def _progress() -> Generator[Callable[[str, int, int], None], None, None]:
+def run_progress() -> Generator[Callable[[str, int, int], None], None, None]:
     """A bar on a terminal; in a file or pipe (a batch job's log) one line for every run that has ended."""
     if stderr().is_terminal:
         with progress_bar("runs") as move:

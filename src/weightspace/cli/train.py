@@ -28,6 +28,7 @@ from weightspace.training.checkpoint import has_checkpoint
 from weightspace.training.interrupt import INTERRUPTED, Interrupted
 from weightspace.training.lock import locked
 from weightspace.training.recipe import Recipe, run_fingerprint
+from weightspace.training.sparsity import sparsity_text
 
 if TYPE_CHECKING:
     from weightspace.training.data import ImageData
@@ -172,4 +173,6 @@ def _tell(folder: Path, result: JsonObject) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if text := sparsity_text(result):
+        print_note(text)
     return 0

@@ -3,7 +3,7 @@
 - `compare.json`: recipe, folder names of the arms, data, versions, machine, sessions;
 - `arms/SLUG/tune/TRIAL-seedK/` and `arms/SLUG/final/seedK/`: one run each, `metrics.jsonl` and `result.json`;
 - `superseded/`: finished runs whose settings no longer belong to the comparison;
-- `table.json`, `table.md`, `report.html`, `plots/`, `errors.txt`.
+- `table.json`, `table.md`, `report.html`, `plots/`, `errors.txt`; `tolerance.*` of a sweep of strengths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ARMS_FOLDER = "arms"
 SUPERSEDED_FOLDER = "superseded"
 _WRITTEN_UNDER_LOCK = (COMPARE_FILE, ERRORS_FILE, "table.json", "table.md")
 # What a comparison writes: `delete_comparison` deletes these and nothing else.
-_FILES = (*_WRITTEN_UNDER_LOCK, "report.html")
+_FILES = (*_WRITTEN_UNDER_LOCK, "report.html", "tolerance.json", "tolerance.md", "tolerance.png")
 _FOLDERS = (ARMS_FOLDER, SUPERSEDED_FOLDER, "plots")
 _RUN_FOLDERS = {"tune": re.compile(r"\d+-seed\d+"), "final": re.compile(r"seed\d+")}
 

@@ -15,7 +15,7 @@ from weightspace.training.environment import machine
 from weightspace.training.recipe import Recipe
 
 _SHOWN = 3  # differences named in a refusal; more of them hide the first
-_WITHOUT_EFFECT = {"name", "description"}
+_WITHOUT_EFFECT = {"name", "description", "sweep"}
 _ARMS = ("compare", "arms")
 Keys = tuple[str, ...]
 
@@ -62,9 +62,9 @@ def open_comparison(recipe: Recipe, run_dir: Path, session: Mapping[str, Any]) -
 def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What decides numbers and differs between two recipes, as `"path: old -> new"`.
 
-    Names and descriptions decide nothing, nor does the place of the data files (their check sum is compared instead),
-    unless the place is all that is known of the data. An arm that only the new recipe has is no difference: the others'
-    runs stay valid. 4 and 4.0 are the same number.
+    Names, descriptions and the sweep decide nothing, nor does the place of the data files (their check sum is compared
+    instead), unless the place is all that is known of the data. An arm that only the new recipe has is no difference:
+    the others' runs stay valid. 4 and 4.0 are the same number.
 
     >>> recipe_differences({"train": {"epochs": 3}}, {"train": {"epochs": 4}})
     ['train.epochs: 3 -> 4']

@@ -21,6 +21,7 @@ class Channelwise:
     pruning_dim = 1
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        """Takes channels out of all its parameters, along their longest dimension."""
         gone = set(idxs)
         for name, parameter in list(layer.named_parameters(recurse=False)):
             if parameter.dim() and parameter.numel() > 1:
@@ -32,12 +33,14 @@ class Channelwise:
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: nn.Module) -> int | None:
+        """The longest of its parameters; None if that is one number for all channels."""
         sizes = [parameter.numel() for parameter in layer.parameters(recurse=False)]
         return max(sizes) if max(sizes) > 1 else None
 
     get_in_channels = get_out_channels
 
     def get_out_channel_groups(self, layer: nn.Module) -> int:
+        """One: any channel may go."""
         return 1
 
     get_in_channel_groups = get_out_channel_groups
@@ -52,6 +55,7 @@ class Appending:
         self.inputs = inputs
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        """Takes channels out: the first are those of the input."""
         old = sum(index < self.inputs[layer] for index in idxs)
         self.inputs[layer] -= old
         setattr(layer, APPENDED, getattr(layer, APPENDED) - (len(idxs) - old))
@@ -60,12 +64,15 @@ class Appending:
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: nn.Module) -> int:
+        """Those of its input and the appended ones."""
         return self.inputs[layer] + int(getattr(layer, APPENDED))
 
     def get_in_channels(self, layer: nn.Module) -> int:
+        """Those of its input."""
         return self.inputs[layer]
 
     def get_out_channel_groups(self, layer: nn.Module) -> int:
+        """One: any channel may go."""
         return 1
 
     get_in_channel_groups = get_out_channel_groups

@@ -5,7 +5,7 @@
     against        open where
     "total"        cos(g, g + R) >= threshold
     "history"      cos(g, m) >= threshold,      m the moving average of earlier g
-    "previous"     cos(g, g of the step before) >= threshold
+    "previous"     cos(g, g of the step before) >= threshold  (with `every=k`, of k steps before)
     "lookahead"    cos(g, g of the same batch at the weights that R alone would make) >= threshold
 
 Source: Park et al., gradient-coherent strong regularization: "imposed only while gradients stay coherent in its
@@ -15,6 +15,7 @@ presence". Their exact test and threshold are not known here: these four are der
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -87,6 +88,6 @@ class Coherent(ComparingGate):
 
 
 def _within(name: str, value: object, high: float, low: float = -1.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         raise RuleError(f"Coherent got {name}={value!r}; pass a number from {low:g} to {high:g}.")
     return float(value)

@@ -17,7 +17,7 @@ from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Batching
 from weightspace.manifolds import Manifold
 from weightspace.metrics import Metric
-from weightspace.penalties import Penalty
+from weightspace.penalties import Penalty, WeightPenalty
 
 HOOK_MARK = "_weightspace_rules"
 _HOOKS = "_optimizer_step_pre_hooks"
@@ -96,6 +96,16 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     if current is not None:
         raise AttachError(
             f"This optimizer already carries {current!r}; call its remove() first, or give all rules to one attach()."
+        )
+
+
+def check_direction(optimizer: Optimizer, rules: tuple[Rule, ...]) -> None:
+    """Raises AttachError for penalties in the gradient of an optimizer that ascends: it would make them grow."""
+    added = [r for r in rules if isinstance(r, Penalty) and not (isinstance(r, WeightPenalty) and r.is_proximal)]
+    if added and any(group.get("maximize") for group in optimizer.param_groups):
+        raise AttachError(
+            f"The optimizer has maximize=True and would make {added[0]} as large as it can; minimize the negative of "
+            "what you maximize instead."
         )
 
 

@@ -6,6 +6,7 @@ that penalties are multiplied with: nothing waits for the device.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import torch
 from weightspace.errors import AttachError
 from weightspace.gates import Always, ComparingGate, Products, ScheduledGate
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.optim._blocks import Triple, in_blocks, products
 from weightspace.penalties import Penalty
 
+Number = float | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]
 _OPENED, _ASKED, _AVERAGE = "gate.opened", "gate.asked", "gate.average"
 
@@ -34,6 +37,7 @@ class Gated:
         average: What a comparing gate remembers of gradients; None if it remembers nothing.
         cosine: At the latest decision.
         is_open: The latest decision: a boolean, or a 0-dimensional tensor of an accelerator.
+        asked_at: The step of the latest decision: a step within a step asks again.
     """
 
     info: ParameterInfo
@@ -44,6 +48,7 @@ class Gated:
     average: torch.Tensor | None = None
     cosine: torch.Tensor | None = None
     is_open: bool | torch.Tensor = True
+    asked_at: int = -1
 
     def __post_init__(self) -> None:
         gate, weight = self.penalty.gate, self.info.parameter
@@ -71,6 +76,7 @@ class Gated:
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """What `state` gave; a memory of another shape is not used."""
+        self.asked_at = -1
         if self.is_ungated or self.opened is None or _OPENED not in state:
             return
         self.opened.copy_(torch.as_tensor(state[_OPENED]))
@@ -89,12 +95,14 @@ class Offer:
         gradient: The loss gradient after metrics.
         with_penalty: Gives `(<g, R>, <R, R>)`, `R` the penalty's gradient with its strength.
         second: The gradient of a second backward pass, for `"lookahead"`.
+        seen: `<g, g>`, `<g, R>`, `<R, R>` where they are known already.
     """
 
     task: Gated
     gradient: torch.Tensor
     with_penalty: Callable[[], Pair]
     second: torch.Tensor | None = None
+    seen: Triple | None = None
 
 
 def ask_schedules(tasks: Iterable[Gated], step: int) -> None:
@@ -104,11 +112,11 @@ def ask_schedules(tasks: Iterable[Gated], step: int) -> None:
         if isinstance(gate, ScheduledGate) and not task.is_ungated:
             owner = task.info.name if gate.scope == "layer" else f"rule {task.index}"
             task.is_open = gate.opens(step, zlib.crc32(owner.encode()))
-            _count(task, task.is_open)
+            _count(task, task.is_open, step)
 
 
 @torch.no_grad()
-def ask_comparing(offers: Sequence[Offer]) -> None:
+def ask_comparing(offers: Sequence[Offer], step: int) -> None:
     """Decides for all gates that compare gradients, each penalty's weights together, and updates their memories."""
     by_rule: dict[int, list[Offer]] = {}
     for offer in offers:
@@ -116,50 +124,59 @@ def ask_comparing(offers: Sequence[Offer]) -> None:
     for group in by_rule.values():
         gate = group[0].task.penalty.gate
         if isinstance(gate, ComparingGate):
-            _ask(gate, group)
+            _ask(gate, group, step)
 
 
-def _ask(gate: ComparingGate, offers: Sequence[Offer]) -> None:
+def _ask(gate: ComparingGate, offers: Sequence[Offer], step: int) -> None:
     home = offers[0].gradient.device
-    squares = [dot(o.gradient, o.gradient) for o in offers]
-    pairs = [_pair(gate, offer) for offer in offers]
-    products = Products(_stack(squares, home), _stack([p[0] for p in pairs], home), _stack([p[1] for p in pairs], home))
+    triples = [_triple(gate, offer) for offer in offers]
+    products = Products(*(_stack(numbers, home) for numbers in zip(*triples, strict=True)))
     if gate.looks_at == "total":
         products = products.of_sum()
     if gate.scope == "global":
         products = products.over_all()
     opens, cosines = gate.judge(products).expand(len(offers)), products.cosine.expand(len(offers))
     # One look for all weights of a penalty, which on a CPU waits for nothing.
-    decisions: Sequence[bool | torch.Tensor] = opens.tolist() if home.type == "cpu" else opens.unbind()
-    for offer, decision, cosine, square in zip(offers, decisions, cosines.unbind(), squares, strict=True):
+    decisions: Sequence[bool | torch.Tensor] = opens.tolist() if is_read_at_once(home) else opens.unbind()
+    for offer, decision, cosine, (square, _, _) in zip(offers, decisions, cosines.unbind(), triples, strict=True):
         task, device = offer.task, offer.gradient.device
+        if task.average is not None and task.asked_at == step:
+            continue  # it remembers this very gradient already
         task.cosine = cosine
         task.is_open = decision.to(device) if isinstance(decision, torch.Tensor) else decision
-        _count(task, task.is_open)
+        _count(task, task.is_open, step)
         if task.average is not None:
             _remember(task.average, offer.gradient, square, gate.memory_decay)
 
 
-def _pair(gate: ComparingGate, offer: Offer) -> Pair:
+def _triple(gate: ComparingGate, offer: Offer) -> tuple[Number, Number, Number]:
+    """`<g, g>`, `<g, o>`, `<o, o>` with what the gate compares g with."""
     if gate.looks_at == "total":
-        return offer.with_penalty()
+        return offer.seen or (dot(offer.gradient, offer.gradient), *offer.with_penalty())
     other = offer.second if gate.looks_at == "lookahead" else offer.task.average
     if other is None:
         raise AttachError(
             f"{offer.task.penalty.gate} on {offer.task.info.name} needs the gradient of a second backward pass; give "
             "the optimizer a closure: optimizer.step(closure)."
         )
-    return dot(offer.gradient, other), dot(other, other)
+    if is_read_at_once(other.device) and in_blocks(offer.gradient, other):
+        return products(offer.gradient, other)
+    return dot(offer.gradient, offer.gradient), dot(offer.gradient, other), dot(other, other)
 
 
-def _remember(average: torch.Tensor, gradient: torch.Tensor, square: torch.Tensor, decay: float) -> None:
+def _remember(average: torch.Tensor, gradient: torch.Tensor, square: Number, decay: float) -> None:
     """`m <- decay m + (1 - decay) g`; a gradient that is not finite would stay in it for ever and is left out."""
-    if average.device.type == "cpu":
-        if bool(square.isfinite()):
+    if is_read_at_once(average.device) or not isinstance(square, torch.Tensor):
+        if math.isfinite(square):
             average.copy_(gradient) if decay == 0.0 else average.lerp_(gradient.to(average.dtype), 1.0 - decay)
         return
     fresh = gradient.to(average.dtype) if decay == 0.0 else average.lerp(gradient.to(average.dtype), 1.0 - decay)
     torch.where(square.isfinite(), fresh, average, out=average)
+
+
+def is_read_at_once(device: torch.device) -> bool:
+    """Whether a tensor's number can be had without waiting for the device."""
+    return device.type == "cpu"
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -177,13 +194,18 @@ def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t.permute(order).reshape(-1) for t in tensors)
 
 
-def _stack(numbers: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+def _stack(numbers: Sequence[Number], device: torch.device) -> torch.Tensor:
     # float64 where there is one: a difference of squares of long vectors would lose digits.
-    stacked = torch.stack([n.to(device) for n in numbers])
+    known = [n for n in numbers if not isinstance(n, torch.Tensor)]
+    if len(known) == len(numbers):
+        return torch.tensor(known, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    stacked = torch.stack([torch.as_tensor(n, dtype=torch.float64).to(device) for n in numbers])
     return stacked if device.type == "mps" else stacked.double()
 
 
-def _count(task: Gated, decision: bool | torch.Tensor) -> None:
-    task.asked += 1
+def _count(task: Gated, decision: bool | torch.Tensor, step: int) -> None:
+    if task.asked_at == step:
+        return
+    task.asked, task.asked_at = task.asked + 1, step
     if task.opened is not None and decision is not False:
         task.opened += decision

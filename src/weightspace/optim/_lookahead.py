@@ -48,17 +48,20 @@ def look_ahead(
     Cost: one forward and backward pass, copies of all gradients, buffers and moved weights.
     """
     closure, before = again
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    # Those of other optimizers too: the closure's backward pass writes to them as well.
+    parameters = list(dict.fromkeys((*held, *model.parameters())))
     after = RandomState([p.device for p in parameters])
-    gradients = [p.grad for p in parameters]
-    kept = [None if g is None else g.clone() for g in gradients]
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
     moved = {id(weight): (weight, weight.detach().clone()) for weight, _ in moves}
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for weight, move in moves:
-        move(rates[id(weight)])
-    before.restore()
     try:
+        for weight, move in moves:
+            move(rates[id(weight)])
+        for parameter in parameters:
+            parameter.grad = None  # a closure that leaves zeroing to the caller would add to the first gradient
+        before.restore()
         with torch.enable_grad():
             closure()
         return {
@@ -66,10 +69,13 @@ def look_ahead(
             for key, (weight, copy) in moved.items()
         }
     finally:
-        for parameter, gradient, copy in zip(parameters, gradients, kept, strict=True):
+        for parameter, gradient, copy in gradients:
             parameter.grad = gradient
             if gradient is not None and copy is not None:
                 gradient.copy_(copy)
-        for target, copy in (*buffers, *((w.detach(), copy) for w, copy in moved.values())):
-            target.copy_(copy)
+        for module, name, buffer, copy in buffers:
+            buffer.copy_(copy)
+            setattr(module, name, buffer)  # a layer may have put another tensor in its place
+        for weight, copy in moved.values():
+            weight.detach().copy_(copy)
         after.restore()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -16,116 +15,19 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from weightspace.errors import AttachError, NonFiniteGradientError, OperatorError
+from weightspace.errors import AttachError, OperatorError
 from weightspace.gates import ComparingGate
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
-from weightspace.operators import ConvGeometry, ConvOperator, operator_of
-from weightspace.operators.conv import fitting_size
+from weightspace.kernels.stacking import Workspace
 from weightspace.optim._finite import all_finite, sum_of
-from weightspace.optim._gates import Gated, Offer, Pair, ask_comparing, ask_schedules, dot
+from weightspace.optim._gates import Gated, Offer, ask_comparing, ask_schedules
 from weightspace.optim._inputs import InputSizes
-from weightspace.optim._lookahead import Again, Rate, look_ahead
+from weightspace.optim._lookahead import Again, look_ahead
+from weightspace.optim._operator_penalties import Addition, PenaltyTask, raise_gradient, raise_weight
 from weightspace.optim._transform import Swap, read_numbers
-from weightspace.optim._weight_penalties import Watch, WeightTask, settle
-from weightspace.penalties import Memory, OperatorPenalty, Penalty, WeightPenalty
-from weightspace.penalties.base import layer_size
-
-
-@dataclass(eq=False)
-class PenaltyTask(Gated):
-    """One operator penalty on one weight.
-
-    Attributes:
-        memory: What the penalty remembers of this weight.
-        latest: R at the latest evaluation.
-    """
-
-    memory: Memory = field(default_factory=Memory)
-    latest: torch.Tensor | None = None
-    _geometry: dict[tuple[int, ...], tuple[ConvGeometry, bool]] = field(
-        default_factory=dict[tuple[int, ...], tuple[ConvGeometry, bool]]
-    )
-
-    @property
-    def rule(self) -> OperatorPenalty:
-        """The penalty."""
-        if not isinstance(self.penalty, OperatorPenalty):
-            raise TypeError(f"{self.penalty} is no penalty on a linear map.")
-        return self.penalty
-
-    def value(self) -> torch.Tensor | None:
-        """R at the latest evaluation."""
-        return self.latest
-
-    def operator(self, sizes: InputSizes) -> ConvOperator:
-        """The layer on images of its latest forward pass, or of the penalty's own size.
-
-        Raises:
-            AttachError: The size is not known yet, or nothing of that size fits the layer.
-        """
-        size = self.size(sizes)
-        if size is None:
-            raise AttachError(
-                f"{self.penalty} on {self.info.name} needs the size of what the layer reads, and no forward pass has "
-                "gone through the layer since the rules were attached; run the model before optimizer.step() (and "
-                "compile it after attach()), or pass input_size= to the rule."
-            )
-        return self.operator_at(size)
-
-    def size(self, sizes: InputSizes) -> tuple[int, ...] | None:
-        """Spatial sizes of the input if they are known; `()` if they do not matter."""
-        dimensions = len(self.info.spatial_axes)
-        if dimensions == 0:
-            return ()
-        try:
-            given = layer_size(self.rule, dimensions, self.info.name)
-        except OperatorError as error:
-            raise AttachError(str(error)) from None
-        if given is None and not self.rule.needs_size:
-            return self.fitting_size()
-        return sizes.of(self.info.name) if given is None else given
-
-    def fitting_size(self, least: int = 1) -> tuple[int, ...]:
-        """A size that the layer accepts, at least `least`."""
-        return () if self.info.owner is None else fitting_size(self.info.owner, least)
-
-    def operator_at(self, size: tuple[int, ...]) -> ConvOperator:
-        """The layer on images of a given size, with its present weight."""
-        known = self._geometry.get(size)
-        owner = self.info.owner
-        if known is None and owner is not None:
-            try:
-                fresh = operator_of(owner, size or None)
-            except OperatorError as error:
-                raise AttachError(f"{self.penalty} on {self.info.name}: {error}") from None
-            known = self._geometry[size] = (fresh.geometry, fresh.is_transposed)
-        if known is None:
-            raise AttachError(f"{self.penalty} on {self.info.name}: the weight belongs to no layer.")
-        return ConvOperator(self.info.parameter.detach(), *known)
-
-
-@dataclass(frozen=True, eq=False)
-class Addition:
-    """The gradient of one operator penalty on one weight, without its strength."""
-
-    task: PenaltyTask
-    gradient: torch.Tensor
-
-    def products(self, gradient: torch.Tensor, scale: float | torch.Tensor) -> Pair:
-        """`(<g, R>, <R, R>)` with the penalty's gradient R times `scale`."""
-        return dot(gradient, self.gradient) * scale, dot(self.gradient, self.gradient) * scale * scale
-
-    def add_to(self, swap: Swap, scale: float | torch.Tensor) -> None:
-        """Adds the penalty's gradient, if the gate is open."""
-        is_open = self.task.is_open
-        if is_open is not False:
-            swap.add(self.gradient, scale if is_open is True else is_open.to(self.gradient.dtype) * scale)
-
-    def move(self, lr: Rate) -> None:
-        """The step that the penalty alone would make."""
-        weight = self.task.info.parameter.detach()
-        weight.sub_(self.gradient * (lr * (self.task.penalty.weight * self.task.penalty.every)))
+from weightspace.optim._weight_penalties import Watch, WeightTask, first_look, settle
+from weightspace.penalties import Memory, Penalty, WeightPenalty
 
 
 class Penalties:
@@ -139,7 +41,8 @@ class Penalties:
         needs_closure: Whether a gate needs a second backward pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, work: Workspace) -> None:
+        self._work = work
         self.tasks: list[PenaltyTask] = []
         self.weight_tasks: list[WeightTask] = []
         self.sizes = InputSizes()
@@ -172,6 +75,8 @@ class Penalties:
             task = PenaltyTask(info, index, penalty, memory=Memory(seed=zlib.crc32(info.name.encode())))
             if isinstance(known, PenaltyTask):
                 task.memory, task.latest = known.memory, known.latest
+        if isinstance(task, WeightTask) and isinstance(known, WeightTask):
+            task.reach = known.reach.to(task.reach)
         if known is not None:
             task.load(known.state())
         self._known[info.name, index] = task
@@ -196,12 +101,15 @@ class Penalties:
             NonFiniteGradientError: A weight or a penalty's gradient is not finite.
         """
         self._due = [t for t in self.weight_tasks if _is_due(t, step)]
+        for task in self._due:
+            task.forget_step()
         due = [t for t in self.tasks if _is_due(t, step)]
         ask_schedules((*due, *self._due), step)
-        due = [task for task in due if task.is_open is not False]
+        # A comparing gate decides later: what it said last time says nothing about now.
+        due = [t for t in due if isinstance(t.penalty.gate, ComparingGate) or t.is_open is not False]
         operators = [task.operator(self.sizes) for task in due]  # all of them, before any evaluation is paid for
         if must_check and due and not all_finite(sum_of(o.weight) for o in operators):
-            _raise_weight(due)
+            raise_weight(due)
         additions: list[Addition] = []
         for task, operator in zip(due, operators, strict=True):
             task.memory.step = step
@@ -211,7 +119,7 @@ class Penalties:
                 raise AttachError(f"{task.penalty} on {task.info.name}: {error}") from None
             additions.append(Addition(task, gradient))
         if must_check and additions and not all_finite(sum_of(a.gradient) for a in additions):
-            _raise_gradient(additions)
+            raise_gradient(additions)
         return additions
 
     def look_ahead(
@@ -226,11 +134,19 @@ class Penalties:
         ]
         return look_ahead(again, model, optimizer, moves) if moves and again is not None else {}
 
+    def look(
+        self, additions: Sequence[Addition], swaps: Iterable[Swap], grad_scale: torch.Tensor | None
+    ) -> dict[int, float]:
+        """What can be done for weight penalties in one pass, before anything is decided; see `first_look`."""
+        others = [id(a.task.info.parameter) for a in additions]
+        return first_look(self._due, others, {id(s.parameter): s for s in swaps}, grad_scale, self._work)
+
     def act(
         self,
         additions: Sequence[Addition],
         swaps: Iterable[Swap],
         second: Mapping[int, torch.Tensor],
+        step: int,
         grad_scale: torch.Tensor | None = None,
     ) -> None:
         """Asks the gates that compare gradients, then adds what is open to the stand-ins of this step.
@@ -239,6 +155,7 @@ class Penalties:
             additions: What operator penalties may add.
             swaps: Parameters with their stand-ins, which hold the transformed gradients.
             second: What `look_ahead` gave.
+            step: Steps taken before this one.
             grad_scale: What the gradients still are multiplied with, under a GradScaler whose optimizer divides itself.
         """
         by_parameter = {id(swap.parameter): swap for swap in swaps}
@@ -250,12 +167,13 @@ class Penalties:
                 swap, key = by_parameter.get(id(task.info.parameter)), id(task.info.parameter)
                 gradient = cast("torch.Tensor", task.info.parameter.grad) if swap is None else swap.data
                 products = partial(job.products, gradient, task.scale(grad_scale))
-                offers.append(Offer(task, gradient, products, second.get(key)))
-        ask_comparing(offers)
+                seen = job.seen if isinstance(job, WeightTask) else None
+                offers.append(Offer(task, gradient, products, second.get(key), seen))
+        ask_comparing(offers, step)
         for job in jobs:
             task = _task_of(job)
             if not (isinstance(job, WeightTask) and job.rule.is_proximal):
-                job.add_to(by_parameter[id(task.info.parameter)], task.scale(grad_scale))
+                job.add_to(by_parameter[id(task.info.parameter)], task.scale(grad_scale), self._work)
             elif isinstance(job, WeightTask) and job.start is not None:
                 job.start.copy_(task.info.parameter)
 
@@ -266,7 +184,9 @@ class Penalties:
             optimizer: It has just stepped.
             steps: Steps taken, this one included.
         """
-        settle((task for task in self._due if task.rule.is_proximal), optimizer)
+        acting = [task for task in self._due if task.rule.is_proximal]
+        # First those that look at what the optimizer did, before others move the weight on.
+        settle(sorted(acting, key=lambda task: not task.rule.needs_start), optimizer)
         self._due = []
         if self.weight_tasks:
             self.watch.look(self.weight_tasks, optimizer, steps)
@@ -328,6 +248,7 @@ class Penalties:
         """Takes over what the same rules remember on another model of the same parameters."""
         self.load(other.state())
         self.sizes.copy_from(other.sizes)
+        self.watch.copy_from(other.watch)
         values = {(task.info.name, task.index): task.latest for task in other.tasks}
         for task in self.tasks:
             task.latest = values.get((task.info.name, task.index))
@@ -363,21 +284,3 @@ def _of_gate(task: Gated) -> list[tuple[str, torch.Tensor]]:
 def _distinct(figures: Iterable[tuple[str, str, torch.Tensor]], name: str, key: str, label: str) -> str:
     """`duty`, or `duty of L1` where another gate of the weight has taken that."""
     return key if all((n, k) != (name, key) for n, k, _ in figures) else f"{key} of {label}"
-
-
-def _raise_weight(due: Iterable[PenaltyTask]) -> None:
-    for task in due:
-        if not bool(task.info.parameter.isfinite().all()):
-            raise NonFiniteGradientError(
-                f"The weight {task.info.name} holds NaN or infinity, so {task.penalty} has no value; go back to a "
-                "checkpoint and lower the learning rate."
-            )
-
-
-def _raise_gradient(additions: Iterable[Addition]) -> None:
-    for task, gradient in ((a.task, a.gradient) for a in additions):
-        if not bool(gradient.isfinite().all()):
-            raise NonFiniteGradientError(
-                f"The gradient of {task.penalty} on {task.info.name} is not finite; no weight was changed. The "
-                "weight's values are out of the range in which it can be computed: lower the learning rate."
-            )

@@ -50,7 +50,7 @@ class Plan:
         self.batches: list[Batch] = []
         self.transforms: list[BatchTransform] = []
         self.work = Workspace()
-        self.penalties = Penalties() if any(isinstance(r, Penalty) for r in rules) else None
+        self.penalties = Penalties(self.work) if any(isinstance(r, Penalty) for r in rules) else None
         self.manifolds = Manifolds() if any(isinstance(r, Manifold) for r in rules) else None
         self.steps = torch.zeros((), dtype=torch.int64)
         self._options = options

@@ -17,7 +17,6 @@ from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.stacking import Batch, Workspace
 from weightspace.metrics import Layout, Metric, mean_energy
 from weightspace.metrics.base import is_16_bit
-from weightspace.optim._finite import sum_of
 
 Measured = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by parameter name: rho, shrinkage
 
@@ -79,8 +78,9 @@ class BatchTransform:
         """Fills the buffers of all weights that have a gradient; the gradients were checked to fit.
 
         Args:
-            witnesses: Receives a flat slice a weight (or stack) that is finite if and only if its gradients are. In
-                place it receives 16-bit weights only, whose rounding back can overflow: the rest was looked at before.
+            witnesses: Receives a flat slice a weight (or stack) that is finite if and only if its gradients are;
+                nothing for weights without a metric, which are looked at later. In place it receives 16-bit weights
+                only, whose rounding back can overflow: the rest was looked at before.
             measured: Receives `(rho, shrinkage)` by parameter name.
 
         Returns:
@@ -88,21 +88,19 @@ class BatchTransform:
         """
         batch = self._batch
         if not self._steps:
-            return [self._copy_one(k, witnesses) for k, i in enumerate(batch.infos) if i.parameter.grad is not None]
+            return [self._copy_one(k) for k, i in enumerate(batch.infos) if i.parameter.grad is not None]
         live = [(k, g) for k, info in enumerate(batch.infos) if (g := info.parameter.grad) is not None]
         is_whole = len(live) == len(batch.infos)
         if batch.mode == "stacked" and is_whole and all(has_same_layout(g, batch.infos[k].parameter) for k, g in live):
             return self._run_stacked([g for _, g in live], witnesses, measured)
         return [self._run_one(k, g, witnesses, measured) for k, g in live]
 
-    def _copy_one(self, index: int, witnesses: list[torch.Tensor] | None) -> Swap:
+    def _copy_one(self, index: int) -> Swap:
         """No metric: the loss gradient itself, which is not copied unless something is added to it."""
         batch, parameter = self._batch, self._batch.infos[index].parameter
         grad = cast("torch.Tensor", parameter.grad)
         if batch.is_inplace:
             return Swap(parameter, grad, grad)
-        if witnesses is not None:
-            witnesses.append(sum_of(grad))
         return Swap(parameter, grad, batch.buffers[index], is_filled=False)
 
     def _run_one(

@@ -10,7 +10,8 @@ import torch
 
 from weightspace.kernels.points import Channels
 from weightspace.operators import ConvGeometry, ConvOperator
-from weightspace.optim._penalties import Penalties, PenaltyTask
+from weightspace.optim._operator_penalties import PenaltyTask
+from weightspace.optim._penalties import Penalties
 from weightspace.optim._weight_penalties import WeightTask
 from weightspace.optim.verify import PropertyCheck
 from weightspace.penalties import CautiousWeightDecay, Memory, OperatorPenalty, WeightPenalty

@@ -6,7 +6,8 @@ Nothing is copied for a penalty that acts after the step, and nothing at all hap
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch.optim import Optimizer
 
 from weightspace.errors import VanishedWeightsWarning
 from weightspace.kernels.points import Channels
+from weightspace.kernels.stacking import Workspace
+from weightspace.optim import _blocks, _gates
+from weightspace.optim._blocks import Triple
 from weightspace.optim._gates import Gated, Pair, dot
 from weightspace.optim._lookahead import Rate
 from weightspace.optim._transform import Swap, read_numbers
@@ -23,6 +27,7 @@ from weightspace.penalties import Penalty, WeightPenalty
 _WATCH_EVERY = 50  # steps between two looks at whether weights vanished: one reduction each
 _VANISHED = 1e-6  # of the largest number at attach: what decays never reaches zero exactly
 _CHATTER = 2.0  # steps of the penalty alone
+_SMALL = 0.1  # of the largest number at attach: behind a gate, a weight that is small from the start lives
 
 
 @dataclass(eq=False)
@@ -32,10 +37,14 @@ class WeightTask(Gated):
     Attributes:
         start: The weight before the step in progress, where the penalty asks for it.
         reach: The largest absolute number of the weight when the rule was attached.
+        seen: `<g, g>`, `<g, R>`, `<R, R>` of the step in progress, where the first look found them.
+        is_written: Whether the stand-in of the step in progress holds the sum already, for the gate to decide on.
     """
 
     start: torch.Tensor | None = None
     reach: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    seen: Triple | None = None
+    is_written: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,9 +76,48 @@ class WeightTask(Gated):
         own = self.rule.gradient(self.info.parameter.detach(), self.channels)
         return dot(gradient, own) * scale, dot(own, own) * scale * scale
 
-    def add_to(self, swap: Swap, scale: float | torch.Tensor) -> None:
+    def look(
+        self, gradient: torch.Tensor, swap: Swap | None, scale: float | torch.Tensor, work: Workspace
+    ) -> float | None:
+        """One pass over weight and gradient that does what the step will need of them: the only one if all goes well.
+
+        It leaves the inner products that a gate asks for in `seen`, and writes the sum into the stand-in if the gate
+        is open or, where it has to be asked yet, was open last time: a guess that costs one write where it is wrong.
+
+        Returns:
+            A number that is finite only if the gradient is; None if this weight has no such pass.
+        """
+        weight, looks_at = self.info.parameter.detach(), self.penalty.gate.looks_at
+        is_free = swap is not None and not swap.is_filled and not self.rule.is_proximal and self.is_open is True
+        target = swap.buffer if swap is not None and is_free and looks_at in ("nothing", "total") else None
+        others = (gradient,) if target is None else (gradient, target)
+        if not self.rule.is_elementwise or isinstance(scale, torch.Tensor) or not _fits(weight, *others):
+            return None
+        if looks_at == "total":
+            self.seen = _blocks.compare(self.rule, weight, gradient, scale, work=work, out=target)
+            self.is_written = target is not None
+            return self.seen[0]
+        if target is None:
+            return None
+        self.is_written = True
+        return _blocks.add(self.rule, weight, gradient, scale, work=work, out=target)
+
+    def forget_step(self) -> None:
+        """Nothing was looked at yet."""
+        self.seen, self.is_written = None, False
+
+    def add_to(self, swap: Swap, scale: float | torch.Tensor, work: Workspace) -> None:
         """Adds the penalty's gradient, if the gate is open."""
         if self.is_open is False:
+            return
+        if self.is_written:
+            swap.is_filled = True
+            return
+        weight = self.info.parameter.detach()
+        is_plain = self.rule.is_elementwise and self.is_open is True
+        if is_plain and not isinstance(scale, torch.Tensor) and _fits(weight, swap.data, swap.buffer):
+            _blocks.add(self.rule, weight, swap.data, scale, work=work, out=swap.buffer)
+            swap.is_filled = True
             return
         own = self.rule.gradient(self.info.parameter.detach(), self.channels)
         swap.add(own, scale if self.is_open is True else _gated(self.is_open, scale, own))
@@ -84,6 +132,9 @@ class WeightTask(Gated):
             amount = _gated(self.is_open, amount, weight)
         if found_inf is not None:
             amount = amount * (1.0 - found_inf.to(weight.device).reshape(()))
+        if self.rule.is_elementwise and _fits(weight, *(() if self.start is None else (self.start,))):
+            _blocks.shrink(self.rule, weight, amount, self.start)
+            return
         self.rule.shrink_(weight, amount, self.channels, self.start)
 
     def move(self, lr: Rate) -> None:
@@ -99,7 +150,41 @@ class WeightTask(Gated):
         chatter, lr, momentum = 0.0, group["lr"], group.get("momentum", 0.0)
         if not self.rule.is_proximal and "betas" not in group and isinstance(momentum, float | int) and momentum < 1:
             chatter = _CHATTER * self.rule.chatter(float(lr), float(momentum))
+        if not self.is_ungated:
+            return torch.maximum(self.reach * _VANISHED, (self.reach * _SMALL).clamp_max(chatter))
         return (self.reach * _VANISHED).clamp_min(chatter)
+
+
+def first_look(
+    tasks: Iterable[WeightTask],
+    others: Iterable[int],
+    swaps: Mapping[int, Swap],
+    grad_scale: torch.Tensor | None,
+    work: Workspace,
+) -> dict[int, float]:
+    """`WeightTask.look` where one penalty alone acts on a weight.
+
+    Args:
+        tasks: Those that are due.
+        others: The weights, by identity, on which operator penalties act at this step.
+        swaps: By identity of the weight.
+        grad_scale: See `Penalties.act`.
+        work: Scratch memory.
+
+    Returns:
+        By identity of the weight, a number that is finite only if its loss gradient is.
+    """
+    tasks = list(tasks)
+    acting = Counter([*others, *(id(task.info.parameter) for task in tasks)])
+    found: dict[int, float] = {}
+    for task in tasks:
+        key, swap = id(task.info.parameter), swaps.get(id(task.info.parameter))
+        gradient = task.info.parameter.grad if swap is None else swap.data
+        if acting[key] == 1 and gradient is not None:
+            witness = task.look(gradient, swap, task.scale(grad_scale), work)
+            if witness is not None and (swap is None or not swap.is_filled):
+                found[key] = witness
+    return found
 
 
 def as_weight_penalty(penalty: Penalty) -> WeightPenalty:
@@ -161,6 +246,10 @@ class Watch:
             self._told.update(fresh)
             _warn(fresh, found[fresh[0]].penalty, steps)
 
+    def copy_from(self, other: Watch) -> None:
+        """Knows what another one knows."""
+        self.vanished, self._told = dict(other.vanished), set(other._told)
+
     def clear(self) -> None:
         """Forgets everything."""
         self.vanished.clear()
@@ -176,6 +265,11 @@ def _warn(names: list[str], penalty: Penalty, steps: int) -> None:
         VanishedWeightsWarning,
         stacklevel=2,
     )
+
+
+def _fits(weight: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether a pass in blocks serves them; on an accelerator every block would be a launch."""
+    return _gates.is_read_at_once(weight.device) and _blocks.in_blocks(weight, *others)
 
 
 def _gated(is_open: bool | torch.Tensor, amount: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:

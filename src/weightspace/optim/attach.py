@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from weightspace.errors import AttachError
 from weightspace.kernels import Rule
 from weightspace.kernels.stacking import Batching
-from weightspace.optim._checks import Options, check_optimizer, check_rules, unwrap_optimizer
+from weightspace.optim._checks import Options, check_direction, check_optimizer, check_rules, unwrap_optimizer
 from weightspace.optim.rules import Rules
 
 __all__ = ["Rules", "attach"]
@@ -70,4 +70,5 @@ def attach(
         raise AttachError(f"attach() needs a torch.optim.Optimizer first and the model second; got {type(optimizer)}.")
     inner = unwrap_optimizer(optimizer)
     check_optimizer(inner, model)
+    check_direction(inner, rules)
     return Rules(inner, model, tuple(sorted(rules, key=lambda r: r.stage)), options)

@@ -8,8 +8,9 @@ collector.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from weightspace.errors import AttachError
 from weightspace.kernels import RoutingTable, Rule, unwrap
 from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
-from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sums
+from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sum_of, sums
 from weightspace.optim._lookahead import Again, RandomState
 from weightspace.optim._manifolds import Reproject
 from weightspace.optim._plan import Plan
@@ -113,8 +114,8 @@ class Rules:
         """Weights that a penalty has made zero altogether, with the number of steps after which that was seen first.
 
         `WeightPenalty` rules are watched, each 50 steps; a weight that comes back leaves the list. In gradient form,
-        weights within two chatter lengths of zero count as zero, and so do those below a millionth of the largest
-        number at attach.
+        weights within two chatter lengths of zero count as zero (behind a gate only up to a tenth of the largest number
+        at attach), and so do those below a millionth of that number.
         """
         return {} if self._plan.penalties is None else dict(self._plan.penalties.watch.vanished)
 
@@ -297,7 +298,7 @@ class Rules:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _: tuple[Any, ...], __: dict[str, Any]) -> None:
         self._stand_ins.take_back()
-        if self._plan.penalties is not None:
+        if self._plan.penalties is not None and self._is_open:
             with full_precision():
                 self._plan.penalties.settle(optimizer, int(self._steps) + 1)
         if self._plan.manifolds is not None:
@@ -333,9 +334,14 @@ class Rules:
         # Not in full precision: the second pass must compute as the first did.
         second = {} if penalties is None else penalties.look_ahead(additions, again, self._plan.model, optimizer)
         with full_precision():
-            swaps = self._transformed(must_check=must_check)
+            witnesses: list[torch.Tensor] = []
+            swaps = self._transformed(witnesses if must_check else None)
+            grad_scale = getattr(optimizer, "grad_scale", None)
+            seen = {} if penalties is None else penalties.look(additions, swaps, grad_scale)
+            if must_check:
+                self._check(witnesses, swaps, seen)
             if penalties is not None:
-                penalties.act(additions, swaps, second, getattr(optimizer, "grad_scale", None))
+                penalties.act(additions, swaps, second, step, grad_scale)
             if self._plan.manifolds is not None:
                 self._plan.manifolds.before(swaps, step, must_measure=self._is_measured)
             self._stand_ins.put(swap for swap in swaps if swap.is_filled)
@@ -345,21 +351,26 @@ class Rules:
         every = self._options.measure_every
         return every is not None and int(self._steps) % every == 0
 
-    def _transformed(self, *, must_check: bool) -> list[Swap]:
+    def _transformed(self, witnesses: list[torch.Tensor] | None) -> list[Swap]:
         """The stand-ins of this step, with what the metrics make of the gradients."""
-        inplace = self._options.inplace
-        witnesses: list[torch.Tensor] | None = [] if must_check else None
         swaps: list[Swap] = []
         for transform in self._plan.transforms:
             swaps += transform.run(witnesses, self._measured if self._is_measured else None)
-        if witnesses is not None and not inplace:
-            witnesses += sums(self._plan.unlent)
+        return swaps
+
+    def _check(self, witnesses: list[torch.Tensor], swaps: list[Swap], seen: Mapping[int, float]) -> None:
+        """Raises for gradients that are not finite; `seen` is known of some, and only the others are read for it."""
+        inplace = self._options.inplace
+        if not inplace:
+            witnesses += [sum_of(s.gradient) for s in swaps if not s.is_filled and id(s.parameter) not in seen]
+            witnesses += sums(i for i in self._plan.unlent if id(i.parameter) not in seen)
+            if not all(map(math.isfinite, seen.values())):
+                raise_non_finite(self._plan.acting)  # a square may overflow where the gradient is finite
         if witnesses and not all_finite(witnesses):
             if not inplace:
                 raise_non_finite(self._plan.acting)
             if not all(bool(swap.data.isfinite().all()) for swap in swaps):  # a mere sum may overflow
                 raise_overflow(inplace=inplace)
-        return swaps
 
     def _must_check(self, optimizer: Optimizer) -> bool:
         # A fused optimizer under GradScaler gets `found_inf` and skips the step by itself; CUDA graphs cannot wait.

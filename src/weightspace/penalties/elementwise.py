@@ -51,6 +51,10 @@ class L1(WeightPenalty):
         del channels
         return torch.sign(weight)
 
+    def gradient_into(self, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The signs."""
+        return torch.sign(weight, out=out)
+
     def shrink_(
         self, weight: torch.Tensor, amount: Amount, channels: Channels, start: torch.Tensor | None = None
     ) -> None:
@@ -96,6 +100,11 @@ class L2(WeightPenalty):
         del channels
         return weight.clone()
 
+    def gradient_into(self, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The weight itself, not copied."""
+        del out
+        return weight
+
     def shrink_(
         self, weight: torch.Tensor, amount: Amount, channels: Channels, start: torch.Tensor | None = None
     ) -> None:
@@ -139,6 +148,10 @@ class ElasticNet(WeightPenalty):
         """`l1_ratio sign(w) + (1 - l1_ratio) w`."""
         del channels
         return torch.sign(weight).mul_(self.l1_ratio).add_(weight, alpha=1.0 - self.l1_ratio)
+
+    def gradient_into(self, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The same in given memory."""
+        return torch.sign(weight, out=out).mul_(self.l1_ratio).add_(weight, alpha=1.0 - self.l1_ratio)
 
     def shrink_(
         self, weight: torch.Tensor, amount: Amount, channels: Channels, start: torch.Tensor | None = None

@@ -86,7 +86,7 @@ class GroupL1(WeightPenalty):
         norms, root = self._norms(weight, channels)
         # NaN stays NaN; a group of zeros stays zero.
         scale = torch.where(norms == 0, torch.zeros_like(norms), (1.0 - amount * root / norms).clamp_min(0.0))
-        self._scaled(weight, scale, channels)
+        self._scaled(weight, scale, channels).add_(0.0)  # a negative number times 0 is -0.0
 
     def _norms(self, weight: torch.Tensor, channels: Channels) -> tuple[torch.Tensor, float]:
         """Norms of all groups, broadcastable over `(groups, out, in, *taps)`, and `sqrt(n)`."""

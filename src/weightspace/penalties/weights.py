@@ -71,6 +71,18 @@ class WeightPenalty(Penalty):
     def gradient(self, weight: torch.Tensor, channels: Channels) -> torch.Tensor:
         """dR/dw, of the weight's shape, without the factors; 0 where R has no derivative. A new tensor."""
 
+    def gradient_into(self, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """`gradient` of some of the weight's numbers without new memory, where `is_elementwise`.
+
+        Args:
+            weight: Any part of a weight.
+            out: Of the same shape; it may be written to.
+
+        Returns:
+            `out`, or the weight itself where that is its gradient; to be read only.
+        """
+        return out.copy_(self.gradient(weight, Channels()))
+
     @abstractmethod
     def shrink_(
         self, weight: torch.Tensor, amount: Amount, channels: Channels, start: torch.Tensor | None = None

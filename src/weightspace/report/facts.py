@@ -13,6 +13,7 @@ from weightspace.compare.notes import settings_text
 from weightspace.compare.results import ArmResult, Comparison, value_at
 from weightspace.files import JsonObject
 from weightspace.report.collect import Curve, LayerTable, number_of
+from weightspace.training.sparsity import sparsity_text
 
 
 def arm_settings(comparison: Comparison, arm: ArmResult) -> dict[str, str]:
@@ -137,6 +138,8 @@ def run_summary(result: JsonObject, curve: Curve) -> tuple[list[str], list[str]]
     ]
     if math.isfinite(speed):
         sentences.append(f"Median time per step: {1000 * speed:.3g} ms; parameters: {result.get('parameters')}.")
+    if text := sparsity_text(result):
+        sentences.append(f"{text[0].upper()}{text[1:]}.")
     sentences.append("This is one seed: it says nothing about how far another seed would be off.")
     concerns = [f"The run diverged: {result.get('reason')}."] if result.get("status") == "diverged" else []
     return sentences, concerns

@@ -33,6 +33,7 @@ from weightspace.training.optimizers import SUBMANIFOLD
 from weightspace.training.recipe import Recipe, run_fingerprint
 from weightspace.training.reproducible import reproducible
 from weightspace.training.session import Session, open_session
+from weightspace.training.sparsity import duties_of, vanished_of, zeros_of
 from weightspace.training.steps import ProgressCallback, TrainingLoop
 
 RESULT_FILE = "result.json"
@@ -189,6 +190,9 @@ def _result(session: Session, *, seed: int, fingerprint: str, reason: str | None
         "seconds_per_step": state.median_step,
         "parameters": session.parameters,
         "constraints": _constraints(session),
+        "weights": zeros_of(session.module),
+        "duty": duties_of(session.rules),
+        "vanished": vanished_of(session.rules),
         "fingerprint": fingerprint,
     }
 

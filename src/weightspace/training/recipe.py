@@ -31,6 +31,7 @@ from weightspace.training.recipe_settings import (
     TrainSettings,
     TuneSettings,
 )
+from weightspace.training.recipe_sweep import SweepSettings
 
 if TYPE_CHECKING:
     from weightspace.kernels.rule import Rule
@@ -45,6 +46,7 @@ __all__ = [
     "Recipe",
     "RuleEntry",
     "ScheduleSettings",
+    "SweepSettings",
     "TrainSettings",
     "TuneSettings",
     "bundled_recipes",
@@ -63,6 +65,7 @@ class Recipe(Settings):
     train: TrainSettings
     rules: tuple[RuleEntry, ...] = ()
     compare: CompareSettings | None = None
+    sweep: SweepSettings | None = None
 
     @field_validator("rules")
     @classmethod
@@ -109,7 +112,7 @@ class Recipe(Settings):
         return Recipe.from_dict(values, source=f"recipe '{self.name}'")
 
     def for_arm(self, arm: str) -> Recipe:
-        """The recipe that an arm trains: its `set` and `rules` applied, `compare` left out.
+        """The recipe that an arm trains: its `set` and `rules` applied, `compare` and `sweep` left out.
 
         Args:
             arm: Name of an arm.
@@ -120,7 +123,7 @@ class Recipe(Settings):
         arms = self.compare.arms if self.compare is not None else {}
         if arm not in arms:
             raise RecipeError(f"recipe '{self.name}' has no arm '{arm}'; its arms are {', '.join(arms) or 'none'}")
-        values = self.to_dict() | {"compare": None}
+        values = self.to_dict() | {"compare": None, "sweep": None}
         if (rules := arms[arm].rules) is not None:
             values["rules"] = list(rules)
         for path, value in arms[arm].set.items():
@@ -182,7 +185,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 def run_fingerprint(recipe: Recipe, seed: int) -> str:
     """Hash of the settings that decide the numbers of one run.
 
-    Names, descriptions, the folder of the data files and the comparison around the run do not count.
+    Names, descriptions, the folder of the data files and the comparison or sweep around the run do not count.
 
     Args:
         recipe: The recipe as trained (`for_arm` and tuned values applied).

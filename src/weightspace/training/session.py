@@ -63,9 +63,14 @@ class Session:
         return Tensor.backward if self.is_plain else self.fabric.backward
 
     @property
-    def step(self) -> Callable[[], object]:
-        """What moves the weights; rules hang on the inner optimizer and act either way."""
+    def step(self) -> Callable[..., object]:
+        """What moves the weights, given a closure or not; rules hang on the inner optimizer and act either way."""
         return self.inner.step if self.is_plain else self.optimizer.step
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether the optimizer must be given a closure: a gate looks at a second gradient of the batch."""
+        return self.rules is not None and self.rules.needs_closure
 
     @property
     def has_measurements(self) -> bool:
@@ -201,6 +206,11 @@ def open_session(recipe: Recipe, data: ImageData, *, seed: int, accelerator: str
     inner = make_optimizer(recipe, module)
     model, optimizer = fabric.setup(module, inner)
     rules = _attach(recipe, inner, module)
+    if rules is not None and rules.needs_closure and train.precision == "16-mixed":
+        raise RecipeError(
+            "a gate that looks ahead gives the optimizer a closure, and the gradient scaling of train.precision: "
+            "16-mixed takes none; use bf16-mixed, or another gate such as {gate: Coherent, against: history}"
+        )
     batches = Batches(
         data.train_images,
         data.train_labels,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from weightspace.errors import DivergenceError, NonFiniteGradientError
+from weightspace.errors import DivergenceError, NonFiniteGradientError, RunError
 from weightspace.training.checkpoint import save_checkpoint
 from weightspace.training.interrupt import Interrupted, StopRequest
 from weightspace.training.logs import RunLog
@@ -84,9 +85,8 @@ class TrainingLoop:
 
     def _train_epoch(self, every_steps: int | None) -> None:
         session, state, settings = self.session, self.session.progress, self.session.recipe.train
-        forward, backward, step, zero_grad = session.forward, session.backward, session.step, session.inner.zero_grad
-        set_rate = session.set_rate
-        smoothing, clip, channels_last = settings.label_smoothing, settings.clip_norm, settings.channels_last
+        compute, step, set_rate = self._gradient_of_batch(), session.step, session.set_rate
+        channels_last, needs_closure = settings.channels_last, session.needs_closure
         is_measuring = settings.measure_every is not None and session.has_measurements
         rules = session.rules
         measure_every, check_every = settings.measure_every or 1, self.check_every
@@ -94,14 +94,15 @@ class TrainingLoop:
         for images, labels in session.train.epoch(state.epoch, state.batch):
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901 - the same images
-            zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(images), labels, label_smoothing=smoothing)
-            backward(loss)
-            if clip is not None:
-                session.fabric.clip_gradients(session.model, session.optimizer, max_norm=clip, error_if_nonfinite=False)
             if set_rate is not None:
                 set_rate(state.step)
-            step()
+            if needs_closure:
+                closure = _Closure(compute, images, labels)
+                step(closure)
+                loss = closure.loss
+            else:
+                loss = compute(images, labels)
+                step()
             state.loss_sum += loss.detach()
             state.batch += 1
             state.step += 1
@@ -116,6 +117,22 @@ class TrainingLoop:
                 state.seconds += now - tick
                 self._between_steps(now, is_measured=is_measured, is_saved=is_saved)
                 checked, tick = state.step, time.perf_counter()
+
+    def _gradient_of_batch(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What puts the gradient of a batch's loss into `p.grad`, clipped if asked for, and gives the loss."""
+        session, settings = self.session, self.session.recipe.train
+        forward, backward, zero_grad = session.forward, session.backward, session.inner.zero_grad
+        smoothing, clip = settings.label_smoothing, settings.clip_norm
+
+        def compute(images: Tensor, labels: Tensor) -> Tensor:
+            zero_grad(set_to_none=True)
+            loss = F.cross_entropy(forward(images), labels, label_smoothing=smoothing)
+            backward(loss)
+            if clip is not None:
+                session.fabric.clip_gradients(session.model, session.optimizer, max_norm=clip, error_if_nonfinite=False)
+            return loss
+
+        return compute
 
     def _finish_epoch(self) -> None:
         session, state = self.session, self.session.progress
@@ -178,6 +195,31 @@ class TrainingLoop:
             loss, accuracy = evaluate(session)
             if math.isfinite(loss):
                 state.test_loss, state.test_accuracy = loss, accuracy
+
+
+class _Closure:
+    """One batch as `optimizer.step` takes it. `loss` is that of the first call: later ones look at other weights."""
+
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+        self._compute, self._images, self._labels = compute, images, labels
+        self._loss: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        loss = self._compute(self._images, self._labels)
+        if self._loss is None:
+            self._loss = loss.detach()
+        return loss
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of the batch at the weights before the step, 0-dimensional.
+
+        Raises:
+            RunError: The optimizer never called the closure.
+        """
+        if self._loss is None:
+            raise RunError("the optimizer took a step without calling its closure; use another optimizer or gate")
+        return self._loss
 
 
 def evaluate(session: Session) -> tuple[float, float]:
