@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import weightspace as ws
 from benchmarks.metrics_page import met, table
 from benchmarks.metrics_step import forward_backward_seconds
 from benchmarks.timing import Timing, copy_bandwidth, device, interleave, threads
-from weightspace.gates import Coherent, Gate, RandomGate
+from weightspace.gates import Coherent, Gate, Products, RandomGate
 from weightspace.optim import _gates
 from weightspace.penalties import L1, L2, GroupL1, Penalty, SingularValueBand
 from weightspace.training.models import build_model
@@ -22,12 +23,20 @@ TARGET = 1.25
 DEFAULT = "SGD alone"
 FUSED = "SGD(fused=True) alone"
 _STRENGTH, _PROXIMAL = 1e-4, "proximal"
-# A gate's work is the same whatever it decides, what follows is not: thresholds that decide beforehand.
+
+
+@dataclass(frozen=True, repr=False)
+class Never(Coherent):
+    """Compares as `Coherent` does and stays closed: gradients that never change have a cosine of 1 with their past."""
+
+    def judge(self, products: Products) -> torch.Tensor:
+        """No."""
+        return products.cosine > 2.0
+
+
+# A gate's work is the same whatever it decides, what follows is not: these decide beforehand.
 OPEN: dict[str, Gate] = {"total, open": Coherent(threshold=-1.0), "history, open": Coherent("history", threshold=-1.0)}
-CLOSED: dict[str, Gate] = {
-    "total, closed": Coherent(threshold=1.0),
-    "history, closed": Coherent("history", threshold=1.0),
-}
+CLOSED: dict[str, Gate] = {"total, closed": Never(), "history, closed": Never("history")}
 
 
 def network(name: str) -> nn.Module:

@@ -79,20 +79,21 @@ def _l1(weight: float, gate: Mapping[str, Any] | None = None) -> Trial:
     return Trial({**rule, "gate": dict(gate)} if gate is not None else rule)
 
 
-_DECAYS = tuple(Trial(weight_decay=w) for w in (1e-4, 1e-3, 3e-3, 1e-2))
+_DECAYS = tuple(Trial(weight_decay=w) for w in (1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 1e-2))
+_GATED = (0.005, 0.01, 0.02)
 _PART = 0.25  # of the training steps, for Delayed; set to a number of steps when the run starts
 ARMS: dict[str, tuple[Trial, ...]] = {
     "dense": _DECAYS,
     "magnitude": _DECAYS,
-    "L1 always": tuple(_l1(w) for w in (0.0025, 0.005, 0.01, 0.02)),
-    "L1 delayed": tuple(_l1(w, {"gate": "Delayed", "steps": p}) for w in (0.01, 0.02) for p in (_PART, 2 * _PART)),
+    "L1 always": tuple(_l1(w) for w in (0.0006, 0.00125, 0.0025, 0.005, 0.01, 0.02)),
+    "L1 delayed": tuple(_l1(w, {"gate": "Delayed", "steps": p}) for w in _GATED for p in (_PART, 2 * _PART)),
     "L1 coherent total": tuple(
-        _l1(w, {"gate": "Coherent", "against": "total", "threshold": t}) for w in (0.01, 0.02) for t in (0.3, 0.6)
+        _l1(w, {"gate": "Coherent", "against": "total", "threshold": t}) for w in _GATED for t in (0.3, 0.6)
     ),
     "L1 coherent history": tuple(
-        _l1(w, {"gate": "Coherent", "against": "history", "threshold": t}) for w in (0.01, 0.02) for t in (0.0, 0.2)
+        _l1(w, {"gate": "Coherent", "against": "history", "threshold": t}) for w in _GATED for t in (0.0, 0.2)
     ),
-    "L1 random": tuple(_l1(w, {"gate": "RandomGate", "duty": d}) for w in (0.01, 0.02) for d in (0.25, 0.5)),
+    "L1 random": tuple(_l1(w, {"gate": "RandomGate", "duty": d}) for w in _GATED for d in (0.25, 0.5)),
 }
 
 

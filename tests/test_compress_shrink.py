@@ -10,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from shrink_cases import NETWORKS, emptied, images
 
 pytest.importorskip("torch_pruning")
 
-from weightspace.compress import load_shrunk, save_shrunk, shrink
+from weightspace.compress import load_shrunk, save_shrunk, save_sparse, shrink
 from weightspace.errors import CompressError
 
 
@@ -294,9 +296,26 @@ def test_files_of_small_models_read_back(name, tmp_path):
     assert again.removed == {}
 
 
-def test_foreign_and_damaged_files_are_refused(tmp_path):
-    from safetensors.torch import save_file
+def change_metadata(path, target, changes):
+    with safe_open(path, framework="pt") as file:
+        metadata, state = file.metadata(), list(file.keys())
+        save_file({name: file.get_tensor(name) for name in state}, target, metadata={**metadata, **changes})
 
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_files_of_small_models_in_8_bits_are_smaller_and_close(name, tmp_path):
+    model = emptied(name, 5)
+    small = shrink(model, images()).model
+    exact, rounded = (save_shrunk(small, model, tmp_path / f"{bits}", bits=bits) for bits in (None, 8))
+    sizes = rounded.stat().st_size, exact.stat().st_size
+    assert sizes[0] <= sizes[1]  # of tiny nets hardly more than a header, and nothing where all numbers are vectors
+    assert name != "resnet8" or sizes[0] < 0.9 * sizes[1]
+    read = load_shrunk(NETWORKS[name](), rounded).state_dict()
+    for key, value in small.state_dict().items():
+        torch.testing.assert_close(read[key], value, rtol=0, atol=float(value.abs().max()) / 253 if value.ndim else 0)
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path):
     model = emptied("mlp", 5)
     path = save_shrunk(shrink(model, images()).model, model, tmp_path / "small.safetensors")
     with pytest.raises(CompressError, match="belongs to another model"):
@@ -304,11 +323,14 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(CompressError, match="the shrunk model and the model have different modules"):
         save_shrunk(model, emptied("vgg", 0), tmp_path / "x")
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(CompressError, match="holds no shrunk model"):
+    with pytest.raises(CompressError, match=r"no weightspace-sparse file; read it with safetensors.torch.load_file"):
         load_shrunk(model, tmp_path / "plain.safetensors")
+    save_sparse(model, tmp_path / "whole.safetensors")
+    with pytest.raises(CompressError, match=r"holds no shrunk model but a whole one; read it with load_sparse"):
+        load_shrunk(model, tmp_path / "whole.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:-20])
-    for name in ("cut.safetensors", "nowhere.safetensors"):
-        with pytest.raises(CompressError, match=r"cannot read .* as a shrunk model"):
+    for name, words in (("cut.safetensors", "truncated or damaged"), ("nowhere.safetensors", "cannot read")):
+        with pytest.raises(CompressError, match=words):
             load_shrunk(model, tmp_path / name)
     for metadata, words in (
         ({"version": "2", "changes": "{}"}, "update weightspace"),
@@ -316,7 +338,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         ({"version": "1", "changes": '{"fc": {"forward": 3}}'}, "has no number forward"),
         ({"version": "1", "changes": '{"gone": {"in_features": 3}}'}, "this one has no gone"),
     ):
-        save_file(model.state_dict(), tmp_path / "bad", metadata={"format": "weightspace-shrunk", **metadata})
+        change_metadata(path, tmp_path / "bad", metadata)
         with pytest.raises(CompressError, match=words):
             load_shrunk(model, tmp_path / "bad")
 

@@ -12,7 +12,8 @@ import torch
 
 import weightspace as ws
 from fabricated import fabricate, make_recipe
-from weightspace.files import read_json
+from weightspace.compare.tolerance import Cell, Tolerance
+from weightspace.files import read_json, write_json_atomically
 from weightspace.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -132,3 +133,35 @@ def test_the_better_trial_is_chosen_and_the_first_of_equals(gated_compression: M
     assert chosen["L1 random"] == better.trial
     assert chosen["magnitude"] == gated_compression.ARMS["magnitude"][0]
     assert len({job.name for job in jobs}) == len(jobs)
+
+
+def test_gates_are_compared_seed_by_seed_where_always_on_has_collapsed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    script = importlib.import_module("experiments.gates_report")
+    accuracies = {
+        ("no penalty", 0.0): (0.8, 0.9, 0.85),
+        ("always", 0.1): (0.8, 0.8, 0.8),
+        ("always", 0.2): (0.1, 0.1, 0.2),
+        ("coherent-total", 0.1): (0.7, 0.7, 0.7),
+        ("coherent-total", 0.2): (0.60, 0.62, 0.64),
+        ("random, as total", 0.1): (0.6, 0.7, 0.8),
+        ("random, as total", 0.2): (0.10, 0.13, 0.13),
+    }
+    cells = tuple(
+        Cell(gate, strength, values, None, None, None, {}, 0.0, (), 0)
+        for (gate, strength), values in accuracies.items()
+    )
+    gates = ("always", "coherent-total", "random, as total")
+    sweep = Tolerance("mine", "L1", "vgg", 4, "digits", 0.1, 0.95, gates, cells, (), {})
+    write_json_atomically(tmp_path / "tolerance.json", sweep.to_json())
+    script.main([str(tmp_path)])
+    row = capsys.readouterr().out.splitlines()[2]
+    # differences 50, 49, 51: mean 50, s = 1, t(0.975, 2) = 4.303, half the interval 4.303 / sqrt(3) = 2.5
+    assert row == (
+        "| mine, L1 | 0.2 | coherent-total − random, as total | +50.0 (+47.5 to +52.5) | <0.001 | "
+        "+0.0 (-24.8 to +24.8) |"
+    )
+    script.main([str(tmp_path), "--out", str(tmp_path / "table.md")])
+    assert row in (tmp_path / "table.md").read_text()

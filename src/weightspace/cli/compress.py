@@ -234,7 +234,7 @@ def _write_and_read_back(made: _Made, subject: Subject, folder: Path, request: R
     found: dict[str, Any] = {SPARSE_FILE: _compared(folder / SPARSE_FILE, twin, wanted, subject)}
     if made.shrunk is not None:
         last = made.stages[-1].model
-        library.save_shrunk(last, subject.model, folder / SMALL_FILE)
+        library.save_shrunk(made.shrunk.model, subject.model, folder / SMALL_FILE, bits=request.bits)
         small = library.load_shrunk(subject.model, folder / SMALL_FILE)
         found[SMALL_FILE] = _compared(folder / SMALL_FILE, small, last, subject)
     return found

@@ -17,23 +17,23 @@ FORMAT = "weightspace-sparse"
 VERSION = 1
 
 
-def to_bytes(records: Mapping[str, Any], parts: Mapping[str, Tensor]) -> bytes:
-    """The content of a file.
+def to_bytes(records: Mapping[str, Any], parts: Mapping[str, Tensor], more: Mapping[str, str]) -> bytes:
+    """The content of a file; `more` goes into its metadata.
 
     Raises:
         CompressError: safetensors is not installed or cannot store a dtype.
     """
     library, torch_side = (package(name, "a sparse file") for name in ("safetensors", "safetensors.torch"))
     text = json.dumps(records, separators=(",", ":"), ensure_ascii=False)
-    header = {"format": FORMAT, "version": str(VERSION), "tensors": text}
+    header = {"format": FORMAT, "version": str(VERSION), "tensors": text, **more}
     try:
         return cast("bytes", torch_side.save(_unshared(parts), metadata=header))
     except (library.SafetensorError, KeyError, ValueError) as error:
         raise CompressError(f"safetensors cannot store this: {_words(error)}; convert the tensor first.") from error
 
 
-def from_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Records and parts; the parts are views of the mapped file.
+def from_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """Records, parts and metadata; the parts are views of the mapped file.
 
     Raises:
         CompressError: The file is missing, truncated, foreign or newer; the sentence says which.
@@ -53,7 +53,7 @@ def from_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CompressError(f"{path} is damaged: its header does not list its tensors; get a whole copy.") from error
     if not isinstance(records, dict):
         raise CompressError(f"{path} is damaged: its list of tensors is a {type(records).__name__}; get a whole copy.")
-    return cast("dict[str, Any]", records), parts
+    return cast("dict[str, Any]", records), parts, header
 
 
 def _check_beginning(path: Path) -> None:

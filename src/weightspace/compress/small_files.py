@@ -1,8 +1,8 @@
 """Files of shrunk models: the smaller tensors, and what to change in the model's own code to hold them.
 
-One safetensors file. Its metadata name every number in a module that shrinking changed (`out_channels`, `in_features`,
-`num_features`, `groups`, ...), so the model that its own code builds is cut to size and takes the weights. Nothing is
-unpickled.
+One file of `save_sparse`, so zeros cost little and 8 bits are possible. Its metadata name every number in a module that
+shrinking changed (`out_channels`, `in_features`, `num_features`, `groups`, ...), so the model that its own code builds
+is cut to size and takes the weights. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightspace.compress._extras import package
+from weightspace.compress._coding import Bits
+from weightspace.compress.sparse_files import content_of, read_sparse
 from weightspace.errors import CompressError
 from weightspace.files import write_bytes_atomically
 
-FORMAT = "weightspace-shrunk"
-VERSION = "1"
+_CHANGES = "changes"
 
 
-def save_shrunk(small: nn.Module, model: nn.Module, path: str | Path) -> Path:
+def save_shrunk(small: nn.Module, model: nn.Module, path: str | Path, *, bits: Bits = None) -> Path:
     """Write a shrunk model.
 
     Args:
         small: What `shrink` made: `shrunk.model`.
         model: The model that it was made from, or another of the same shape.
         path: The file; written whole or not at all.
+        bits: None keeps every bit, 8 rounds as `save_sparse` does.
 
     Returns:
         `path`.
 
     Raises:
-        CompressError: The two have different modules, or safetensors is not installed.
+        CompressError: The two have different modules, or what `save_sparse` refuses.
         RunError: The file cannot be written.
     """
-    safetensors = package("safetensors.torch", "writing a model", extra="train")
     names, others = [name for name, _ in small.named_modules()], [name for name, _ in model.named_modules()]
     if names != others:
         raise CompressError("the shrunk model and the model have different modules; give the model that was shrunk")
@@ -48,9 +48,8 @@ def save_shrunk(small: nn.Module, model: nn.Module, path: str | Path) -> Path:
         for (name, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True)
         if (found := _changed_numbers(new, old))
     }
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in small.state_dict().items()}
-    metadata = {"format": FORMAT, "version": VERSION, "changes": json.dumps(changes, separators=(",", ":"))}
-    write_bytes_atomically(Path(path), safetensors.save(state, metadata=metadata))
+    content, _ = content_of(small, bits, {_CHANGES: json.dumps(changes, separators=(",", ":"))})
+    write_bytes_atomically(Path(path), content)
     return Path(path)
 
 
@@ -114,22 +113,11 @@ def _resize(module: nn.Module, leaf: str, like: Tensor) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Mapping[str, int]]]:
-    safetensors = package("safetensors", "reading a model", extra="train")
+    state, header = read_sparse(path)
+    if _CHANGES not in header:
+        raise CompressError(f"{path} holds no shrunk model but a whole one; read it with load_sparse()")
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            state = {name: cast("Tensor", opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CompressError(f"cannot read {path} as a shrunk model ({error}); give a file of save_shrunk") from error
-    if metadata.get("format") != FORMAT:
-        raise CompressError(f"{path} holds no shrunk model (its metadata have no format {FORMAT}); load it as it is")
-    if metadata.get("version") != VERSION:
-        raise CompressError(
-            f"{path} has version {metadata.get('version')} of the format {FORMAT}, and {VERSION} is what can be read; "
-            "update weightspace"
-        )
-    try:
-        changes = json.loads(metadata["changes"])
+        changes = json.loads(header[_CHANGES])
         return state, {str(name): {str(k): int(v) for k, v in numbers.items()} for name, numbers in changes.items()}
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise CompressError(f"{path} is damaged: its list of changes cannot be read ({error})") from error

@@ -119,14 +119,14 @@ def save_sparse(
         >>> torch.equal(read["weight"], layer.weight), 8.3 < summary.ratio < 9.0
         (True, True)
     """
-    content, summary = _content(model_or_state, bits)
+    content, summary = content_of(model_or_state, bits)
     write_bytes_atomically(Path(path), content)
     return summary
 
 
 def sparse_size(model_or_state: nn.Module | Mapping[str, Tensor], *, bits: Bits = None) -> int:
     """Bytes of the file that `save_sparse` would write. Same arguments, errors and cost; nothing is written."""
-    return _content(model_or_state, bits)[1].bytes
+    return content_of(model_or_state, bits)[1].bytes
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
@@ -141,8 +141,12 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
 
     Cost: about half a second for 10 million weights on one core.
     """
-    path = Path(path)
-    records, parts = from_file(path)
+    return read_sparse(Path(path))[0]
+
+
+def read_sparse(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state and the file's metadata; errors as of `load_sparse`."""
+    records, parts, header = from_file(path)
     state: dict[str, Tensor] = {}
     for name, record in records.items():
         try:
@@ -154,10 +158,13 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise CompressError(f"{path} is damaged at {name}: {reason}; get a whole copy.") from error
-    return state
+    return state, header
 
 
-def _content(model_or_state: nn.Module | Mapping[str, Tensor], bits: Bits) -> tuple[bytes, SparseSummary]:
+def content_of(
+    model_or_state: nn.Module | Mapping[str, Tensor], bits: Bits, more: Mapping[str, str] | None = None
+) -> tuple[bytes, SparseSummary]:
+    """The bytes of a file and what they hold; `more` goes into its metadata."""
     if bits is not None and (isinstance(bits, bool) or bits != 8):
         raise CompressError(f"bits={bits!r} was asked for; choose None, which is exact, or 8.")
     records: dict[str, dict[str, Any]] = {}
@@ -173,7 +180,7 @@ def _content(model_or_state: nn.Module | Mapping[str, Tensor], bits: Bits) -> tu
             raise CompressError(f"{name} has the name of a part of another tensor; rename one of them.")
         parts.update({name + suffix: part for suffix, part in coded.parts.items()})
         entries.append(_entry(name, tensor, coded))
-    content = to_bytes(records, parts)
+    content = to_bytes(records, parts, more or {})
     return content, SparseSummary(len(content), sum(e.dense_bytes for e in entries), tuple(entries))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -34,7 +35,7 @@ class PenaltyTask(Gated):
         default_factory=dict[tuple[int, ...], tuple[ConvGeometry, bool]]
     )
 
-    @property
+    @cached_property
     def rule(self) -> OperatorPenalty:
         """The penalty."""
         if not isinstance(self.penalty, OperatorPenalty):

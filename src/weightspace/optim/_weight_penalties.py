@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,12 +54,12 @@ class WeightTask(Gated):
         if self.rule.needs_start:
             self.start = torch.empty_like(weight)
 
-    @property
+    @cached_property
     def rule(self) -> WeightPenalty:
         """The penalty."""
         return as_weight_penalty(self.penalty)
 
-    @property
+    @cached_property
     def channels(self) -> Channels:
         """Where the weight keeps its channels."""
         return Channels(self.info.out_axis, self.info.groups)
