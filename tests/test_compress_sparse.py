@@ -485,10 +485,10 @@ def test_every_truncation_is_refused(tmp_path):
 
 def edited(path, edit):
     """Rewrites a file with its records and parts changed by `edit(records, parts)`."""
-    records, parts = _container.from_file(path)
+    records, parts, _ = _container.from_file(path)
     parts = {name: part.clone() for name, part in parts.items()}
     edit(records, parts)
-    path.write_bytes(_container.to_bytes(records, parts))
+    path.write_bytes(_container.to_bytes(records, parts, {}))
 
 
 def set_in(*keys, value):
@@ -557,7 +557,7 @@ def test_damage_is_found_and_the_tensor_named(edit, tmp_path):
     save_sparse({"w": weight, "b": b, "again": b}, path)
     eight = tmp_path / "eight"
     save_sparse({"q": torch.randn(20, 20)}, eight, bits=8)
-    more, parts = _container.from_file(eight)
+    more, parts, _ = _container.from_file(eight)
     edited(path, lambda records, own: (records.update(more), own.update(parts)))
     assert set(load_sparse(path)) == {"w", "b", "again", "q"}
     edited(path, edit)
