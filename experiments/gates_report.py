@@ -1,7 +1,7 @@
 """Does coherence beat delay and chance? `python -m experiments.gates_report FOLDER ... [--out FILE]`.
 
-Reads the `tolerance.json` of sweeps (`weightspace tolerance RECIPE --out FOLDER`) and prints, for each of them, paired
-differences of test accuracy between gates, seed by seed: the mean over those strengths at which the penalty that is
+Reads the `tolerance.json` of sweeps (`weightspace tolerance RECIPE --out FOLDER`) and prints for each of them a table of
+test accuracies, then paired differences of test accuracy between gates, seed by seed: the mean over those strengths at which the penalty that is
 always on has collapsed, and, apart from it, over those at which it has not. Intervals are Student's over seeds, and
 p-values Holm-adjusted over all comparisons printed for collapsed strengths.
 """
@@ -25,7 +25,6 @@ PAIRS = (
     ("coherent-history", "delayed half"),
     ("coherent-previous", "delayed half"),
     ("delayed half", "delayed quarter"),
-    ("cautious", "delayed half"),
 )
 
 
@@ -80,6 +79,29 @@ def table(sweeps: Sequence[Tolerance]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def accuracies(found: Tolerance) -> str:
+    """One row for each gate: its tolerance level; by strength the accuracy, how often it was open, x for a collapse."""
+    strengths = sorted({cell.strength for cell in found.cells if cell.strength})
+    base = found.baseline
+    rows = [
+        f"| {found.name}, {found.rule} | tolerance level | {' | '.join(f'{s:g}' for s in strengths)} |",
+        f"|:---|:---|{'---:|' * len(strengths)}",
+        f"| no penalty | – | {100 * base.accuracy:.1f} |" + " |" * (len(strengths) - 1),
+    ]
+    for gate in found.gates:
+        cells = {cell.strength: cell for cell in found.of(gate)}
+        row = [gate, found.level(gate).text()]
+        for strength in strengths:
+            cell = cells.get(strength)
+            if cell is None:
+                row.append("")
+                continue
+            is_open = "" if cell.duty is None else f" ({100 * cell.duty:.0f} %)"
+            row.append(f"{100 * cell.accuracy:.1f}{' x' if found.collapsed(cell) else ''}{is_open}")
+        rows.append("| " + " | ".join(row) + " |")
+    return "\n".join(rows) + "\n"
+
+
 def written(estimate: Estimate | None) -> str:
     """Mean and interval."""
     if estimate is None:
@@ -101,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="folders with tolerance.json")
     parser.add_argument("--out", type=Path, default=None, help="write a file instead of printing")
     options = parser.parse_args(arguments)
-    text = table([load_tolerance(folder / TOLERANCE_FILE) for folder in options.folders])
+    sweeps = [load_tolerance(folder / TOLERANCE_FILE) for folder in options.folders]
+    text = "\n".join([*(accuracies(sweep) for sweep in sweeps), table(sweeps)])
     if options.out is None:
         print(text, end="")
     else:

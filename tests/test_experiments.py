@@ -157,7 +157,10 @@ def test_gates_are_compared_seed_by_seed_where_always_on_has_collapsed(
     sweep = Tolerance("mine", "L1", "vgg", 4, "digits", 0.1, 0.95, gates, cells, (), {})
     write_json_atomically(tmp_path / "tolerance.json", sweep.to_json())
     script.main([str(tmp_path)])
-    row = capsys.readouterr().out.splitlines()[2]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| no penalty | – | 85.0 | |"
+    assert lines[3] == "| always | between 0.1 and 0.2 | 80.0 | 13.3 x |"
+    row = lines[-1]
     # differences 50, 49, 51: mean 50, s = 1, t(0.975, 2) = 4.303, half the interval 4.303 / sqrt(3) = 2.5
     assert row == (
         "| mine, L1 | 0.2 | coherent-total − random, as total | +50.0 (+47.5 to +52.5) | <0.001 | "

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import weightspace as ws
 from weightspace.errors import NonFiniteGradientError
-from weightspace.gates import Coherent, RandomGate
+from weightspace.gates import Coherent, Products, RandomGate
 from weightspace.kernels.points import Channels
 from weightspace.kernels.stacking import Workspace
-from weightspace.optim import _blocks, _gates
+from weightspace.optim import _blocks, _foreach, _gates
 from weightspace.penalties import L1, L2, CautiousWeightDecay, ElasticNet, GroupL1
 
 OPEN, CLOSED = Coherent(threshold=-1.0), Coherent(threshold=1.0)
@@ -227,3 +227,50 @@ def test_the_way_of_accelerators_waits_once_a_step_and_decides_alike(gate, appli
     assert slow_duties == duties
     for weight, reference in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight, reference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", [L1(1.0), L2(1.0), ElasticNet(1.0, l1_ratio=0.3)], ids=str)
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 1e3])
+def test_what_accelerators_see_of_all_layers_equals_inner_products(rule, ratio):
+    torch.manual_seed(0)
+    weights = [torch.randn(*shape) for shape in ((8, 3, 3, 3), (5, 7), (40, 16, 3, 3))]
+    weights[0] = weights[0].to(memory_format=torch.channels_last)
+    gradients = [torch.randn_like(weight) for weight in weights]
+    found = _foreach.see(rule, weights, gradients, ratio)
+    for weight, gradient, seen in zip(weights, gradients, found, strict=True):
+        own = ratio * rule.gradient(weight, Channels()).double()
+        expected = [(a * b).sum() for a, b in ((gradient, gradient), (gradient, own), (own, own))]
+        scale = max(float(expected[0]), float(expected[2]))
+        for number, reference in zip(seen.products, expected, strict=True):
+            assert abs(float(number) - float(reference)) < 1e-6 * scale
+        cosine = Products(*(p.reshape(1) for p in seen.products)).of_sum().cosine
+        true = torch.cosine_similarity(gradient.double().flatten(), (gradient + own).flatten(), dim=0)
+        assert abs(float(cosine) - float(true)) < 1e-6 * max(ratio, 1 / ratio)
+        assert torch.equal(seen.sum, torch.add(gradient, rule.gradient(weight, Channels()), alpha=ratio))
+
+
+def test_accelerators_need_one_launch_a_layer(monkeypatch):
+    class Launches(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func.overloadpacket.__name__ not in ("detach", "view", "alias", "unbind", "select", "expand")
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(_gates, "is_read_at_once", lambda _: False)
+    counts = []
+    for depth in (4, 24):
+        model = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(depth)])
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+        rules = ws.attach(optimizer, model, L1(0.05, gate=Coherent()))
+        optimizer.step()
+        rules.remove()
+        with Launches() as plain:
+            optimizer.step()
+        ws.attach(optimizer, model, L1(0.05, gate=Coherent()))
+        with Launches() as gated:
+            optimizer.step()
+        counts.append(gated.count - plain.count)
+    assert (counts[1] - counts[0]) / 20 <= 3  # what chooses the sum, what counts the decision, what adds them up

@@ -16,7 +16,7 @@ import torch
 from weightspace.errors import AttachError
 from weightspace.gates import Always, ComparingGate, Products, ScheduledGate
 from weightspace.kernels.parameters import ParameterInfo
-from weightspace.optim._blocks import Triple, in_blocks, products
+from weightspace.optim._blocks import in_blocks, products
 from weightspace.penalties import Penalty
 
 Number = float | torch.Tensor
@@ -102,7 +102,7 @@ class Offer:
     gradient: torch.Tensor
     with_penalty: Callable[[], Pair]
     second: torch.Tensor | None = None
-    seen: Triple | None = None
+    seen: tuple[Number, Number, Number] | None = None
 
 
 def ask_schedules(tasks: Iterable[Gated], step: int) -> None:

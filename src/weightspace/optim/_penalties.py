@@ -21,7 +21,7 @@ from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.stacking import Workspace
 from weightspace.optim._finite import all_finite, sum_of
-from weightspace.optim._gates import Gated, Offer, ask_comparing, ask_schedules
+from weightspace.optim._gates import Gated, Number, Offer, ask_comparing, ask_schedules
 from weightspace.optim._inputs import InputSizes
 from weightspace.optim._lookahead import Again, look_ahead
 from weightspace.optim._operator_penalties import Addition, PenaltyTask, raise_gradient, raise_weight
@@ -136,7 +136,7 @@ class Penalties:
 
     def look(
         self, additions: Sequence[Addition], swaps: Iterable[Swap], grad_scale: torch.Tensor | None
-    ) -> dict[int, float]:
+    ) -> dict[int, Number]:
         """What can be done for weight penalties in one pass, before anything is decided; see `first_look`."""
         others = [id(a.task.info.parameter) for a in additions]
         return first_look(self._due, others, {id(s.parameter): s for s in swaps}, grad_scale, self._work)

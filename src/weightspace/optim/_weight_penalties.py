@@ -19,8 +19,8 @@ from weightspace.errors import VanishedWeightsWarning
 from weightspace.kernels.points import Channels
 from weightspace.kernels.stacking import Workspace
 from weightspace.optim import _blocks, _gates
-from weightspace.optim._blocks import Triple
-from weightspace.optim._gates import Gated, Pair, dot
+from weightspace.optim._foreach import can_see, see
+from weightspace.optim._gates import Gated, Number, Pair, dot
 from weightspace.optim._lookahead import Rate
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.penalties import Penalty, WeightPenalty
@@ -39,12 +39,14 @@ class WeightTask(Gated):
         start: The weight before the step in progress, where the penalty asks for it.
         reach: The largest absolute number of the weight when the rule was attached.
         seen: `<g, g>`, `<g, R>`, `<R, R>` of the step in progress, where the first look found them.
+        sum: `g + R` of the step in progress, where the first look on an accelerator made it.
         is_written: Whether the stand-in of the step in progress holds the sum already, for the gate to decide on.
     """
 
     start: torch.Tensor | None = None
     reach: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    seen: Triple | None = None
+    seen: tuple[Number, Number, Number] | None = None
+    sum: torch.Tensor | None = None
     is_written: bool = False
 
     def __post_init__(self) -> None:
@@ -95,9 +97,9 @@ class WeightTask(Gated):
         if not self.rule.is_elementwise or isinstance(scale, torch.Tensor) or not _fits(weight, *others):
             return None
         if looks_at == "total":
-            self.seen = _blocks.compare(self.rule, weight, gradient, scale, work=work, out=target)
+            self.seen = found = _blocks.compare(self.rule, weight, gradient, scale, work=work, out=target)
             self.is_written = target is not None
-            return self.seen[0]
+            return found[0]
         if target is None:
             return None
         self.is_written = True
@@ -105,7 +107,7 @@ class WeightTask(Gated):
 
     def forget_step(self) -> None:
         """Nothing was looked at yet."""
-        self.seen, self.is_written = None, False
+        self.seen, self.sum, self.is_written = None, None, False
 
     def add_to(self, swap: Swap, scale: float | torch.Tensor, work: Workspace) -> None:
         """Adds the penalty's gradient, if the gate is open."""
@@ -113,6 +115,10 @@ class WeightTask(Gated):
             return
         if self.is_written:
             swap.is_filled = True
+            return
+        if self.sum is not None and isinstance(self.is_open, torch.Tensor):
+            torch.where(self.is_open, self.sum, swap.data, out=swap.buffer)
+            swap.is_filled, self.sum = True, None
             return
         weight = self.info.parameter.detach()
         is_plain = self.rule.is_elementwise and self.is_open is True
@@ -162,7 +168,7 @@ def first_look(
     swaps: Mapping[int, Swap],
     grad_scale: torch.Tensor | None,
     work: Workspace,
-) -> dict[int, float]:
+) -> dict[int, Number]:
     """`WeightTask.look` where one penalty alone acts on a weight.
 
     Args:
@@ -177,14 +183,37 @@ def first_look(
     """
     tasks = list(tasks)
     acting = Counter([*others, *(id(task.info.parameter) for task in tasks)])
-    found: dict[int, float] = {}
-    for task in tasks:
+    alone = [task for task in tasks if acting[id(task.info.parameter)] == 1]
+    found: dict[int, Number] = dict(_look_together(alone, swaps, grad_scale))
+    for task in alone:
         key, swap = id(task.info.parameter), swaps.get(id(task.info.parameter))
         gradient = task.info.parameter.grad if swap is None else swap.data
-        if acting[key] == 1 and gradient is not None:
+        if task.seen is None and gradient is not None:
             witness = task.look(gradient, swap, task.scale(grad_scale), work)
             if witness is not None and (swap is None or not swap.is_filled):
                 found[key] = witness
+    return found
+
+
+def _look_together(
+    tasks: Iterable[WeightTask], swaps: Mapping[int, Swap], grad_scale: torch.Tensor | None
+) -> dict[int, torch.Tensor]:
+    """On accelerators, for gates that compare with the sum: all weights of a penalty, device and dtype in one go."""
+    groups: dict[tuple[int, torch.device, torch.dtype], list[tuple[WeightTask, torch.Tensor, torch.Tensor]]] = {}
+    for task in tasks if grad_scale is None else ():
+        weight, swap = task.info.parameter.detach(), swaps.get(id(task.info.parameter))
+        gradient = task.info.parameter.grad if swap is None else swap.data
+        is_asked = task.penalty.gate.looks_at == "total" and not _gates.is_read_at_once(weight.device)
+        if is_asked and gradient is not None and can_see(task.rule, weight, gradient):
+            groups.setdefault((task.index, weight.device, weight.dtype), []).append((task, weight, gradient))
+    found: dict[int, torch.Tensor] = {}
+    for members in groups.values():
+        first = members[0][0]
+        scale = first.penalty.weight * first.penalty.every
+        looks = see(first.rule, [w for _, w, _ in members], [g for _, _, g in members], scale)
+        for (task, _, _), seen in zip(members, looks, strict=True):
+            task.seen, task.sum = seen.products, None if task.rule.is_proximal else seen.sum
+            found[id(task.info.parameter)] = seen.norm
     return found
 
 

@@ -21,6 +21,7 @@ from weightspace.errors import AttachError
 from weightspace.kernels import RoutingTable, Rule, unwrap
 from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
 from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sum_of, sums
+from weightspace.optim._gates import Number
 from weightspace.optim._lookahead import Again, RandomState
 from weightspace.optim._manifolds import Reproject
 from weightspace.optim._plan import Plan
@@ -358,13 +359,14 @@ class Rules:
             swaps += transform.run(witnesses, self._measured if self._is_measured else None)
         return swaps
 
-    def _check(self, witnesses: list[torch.Tensor], swaps: list[Swap], seen: Mapping[int, float]) -> None:
+    def _check(self, witnesses: list[torch.Tensor], swaps: list[Swap], seen: Mapping[int, Number]) -> None:
         """Raises for gradients that are not finite; `seen` is known of some, and only the others are read for it."""
         inplace = self._options.inplace
         if not inplace:
             witnesses += [sum_of(s.gradient) for s in swaps if not s.is_filled and id(s.parameter) not in seen]
             witnesses += sums(i for i in self._plan.unlent if id(i.parameter) not in seen)
-            if not all(map(math.isfinite, seen.values())):
+            witnesses += [number.reshape(1) for number in seen.values() if isinstance(number, torch.Tensor)]
+            if not all(math.isfinite(number) for number in seen.values() if not isinstance(number, torch.Tensor)):
                 raise_non_finite(self._plan.acting)  # a square may overflow where the gradient is finite
         if witnesses and not all_finite(witnesses):
             if not inplace:
