@@ -19,8 +19,8 @@ from weightspace.files import write_text_atomically
 
 ALWAYS = "always"
 PAIRS = (
-    ("coherent-total", "random, as total"),
-    ("coherent-history", "random, as history in each layer"),
+    ("coherent-total", "random as total"),
+    ("coherent-history", "random as history by layer"),
     ("coherent-total", "delayed half"),
     ("coherent-history", "delayed half"),
     ("coherent-previous", "delayed half"),
