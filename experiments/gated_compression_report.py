@@ -40,17 +40,26 @@ def accuracies(runs: Runs, ratio: str) -> list[float]:
     return [100 * run["ratios"][ratio]["accuracy"] for run in runs]
 
 
+def reference(arms: Mapping[str, Runs]) -> list[float]:
+    """The dense network to beat: of those trained without a penalty the one that is best on the test images.
+
+    The held-out images of one tuning seed may choose another weight decay for `dense` than for `magnitude`, whose
+    networks were measured before pruning too. Taking the better one is hard on all that is pruned, and on nothing else.
+    """
+    return max((accuracies(arms[arm], "0.0") for arm in (BASELINE, PRUNING)), key=fmean)
+
+
 def ratios_of(arm: str, runs: Runs) -> list[str]:
-    """What is reported: only `dense` is looked at without pruning."""
-    return [r for r in runs[0]["ratios"] if (float(r) == 0.0) == (arm == BASELINE)]
+    """What is reported: only networks without a penalty are looked at without pruning."""
+    return [r for r in runs[0]["ratios"] if float(r) > 0.0 or arm == PRUNING] if arm != BASELINE else ["0.0"]
 
 
 def table(results: Mapping[str, Any]) -> str:
     """One row for each arm and ratio."""
     arms = by_arm(results)
-    dense = accuracies(arms[BASELINE], "0.0")
+    dense = reference(arms)
     rows = [
-        "| arm | zeros | fewer non-zeros | smaller file | with 8 bits | accuracy, % | minus dense | minus magnitude |",
+        "| arm | zeros | fewer non-zeros | smaller file | with 8 bits | accuracy, % | minus the best dense | minus magnitude |",
         "|:---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, runs in arms.items():
@@ -64,7 +73,7 @@ def table(results: Mapping[str, Any]) -> str:
                 *(f"{fmean(e['numbers'] / e['nonzeros'] for e in entries):.1f}×",),
                 *(f"{fmean(e['plain'] / e[kind] for e in entries):.1f}×" for kind in ("sparse", "eight_bits")),
                 interval(mean_interval(values)),
-                "–" if arm == BASELINE else interval(paired_difference(values, dense), sign=True),
+                "–" if values == dense else interval(paired_difference(values, dense), sign=True),
                 "–" if arm in (BASELINE, PRUNING) else interval(paired_difference(values, pruned), sign=True),
             ]
             rows.append("| " + " | ".join(cells) + " |")
@@ -74,15 +83,17 @@ def table(results: Mapping[str, Any]) -> str:
 def limits(results: Mapping[str, Any]) -> str:
     """For every arm the sparsest network that loses no accuracy: the interval of the difference reaches zero."""
     arms = by_arm(results)
-    dense = accuracies(arms[BASELINE], "0.0")
+    dense = reference(arms)
     lines = [
-        "Sparsest network whose accuracy is not below the dense one's (the interval of the difference holds 0):",
+        "Sparsest network whose accuracy is not below that of the best dense one (the interval of the difference holds 0):",
         "",
     ]
     for arm, runs in arms.items():
         if arm == BASELINE:
             continue
-        kept = [r for r in ratios_of(arm, runs) if reaches(paired_difference(accuracies(runs, r), dense))]
+        kept = [
+            r for r in ratios_of(arm, runs) if float(r) > 0.0 and reaches(paired_difference(accuracies(runs, r), dense))
+        ]
         best = max(kept, key=float, default=None)
         if best is None:
             lines.append(f"- {arm}: none of these")
@@ -133,13 +144,13 @@ def figure(results: Mapping[str, Any]) -> Figure:
     arms = by_arm(results)
     fig = new_figure(4.2)
     axes = fig.subplots()
-    dense = mean_interval(accuracies(arms[BASELINE], "0.0"))
-    axes.axhline(dense.mean, color="#000000", linewidth=1, label="dense, not pruned")
+    dense = mean_interval(reference(arms))
+    axes.axhline(dense.mean, color="#000000", linewidth=1, label="the best dense one")
     if dense.low is not None and dense.high is not None:
         axes.axhspan(dense.low, dense.high, color="#000000", alpha=0.08, linewidth=0)
     names = [arm for arm in arms if arm != BASELINE]
     for index, arm in enumerate(names):
-        runs, ratios = arms[arm], ratios_of(arm, arms[arm])
+        runs, ratios = arms[arm], [r for r in ratios_of(arm, arms[arm]) if float(r) > 0.0]
         left = [100 * (1 - float(r)) * 1.03 ** (index - len(names) / 2) for r in ratios]  # side by side, not on top
         found = [mean_interval(accuracies(runs, r)) for r in ratios]
         axes.errorbar(
@@ -155,7 +166,9 @@ def figure(results: Mapping[str, Any]) -> Figure:
         )
     axes.set_xscale("log")
     axes.invert_xaxis()
-    ticks = sorted({round(100 * (1 - float(r)), 6) for arm in names for r in ratios_of(arm, arms[arm])})
+    ticks = sorted(
+        {round(100 * (1 - float(r)), 6) for arm in names for r in ratios_of(arm, arms[arm]) if float(r) > 0.0}
+    )
     axes.set_xticks(ticks, [f"{t:g} %" for t in ticks])
     axes.minorticks_off()
     axes.set_xlabel("weights left")
