@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +27,11 @@ PAIRS = (
     ("coherent-previous", "delayed half"),
     ("delayed half", "delayed quarter"),
 )
+
+
+def since(found: Tolerance, seed: int) -> Tolerance:
+    """The same with the runs of this seed and later ones only."""
+    return replace(found, cells=tuple(replace(cell, accuracies=cell.accuracies[seed:]) for cell in found.cells))
 
 
 def means(found: Tolerance, gate: str, strengths: Sequence[float]) -> list[float]:
@@ -122,8 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.gates_report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="folders with tolerance.json")
     parser.add_argument("--out", type=Path, default=None, help="write a file instead of printing")
+    parser.add_argument("--from-seed", type=int, default=0, help="leave earlier seeds out (default: %(default)s)")
     options = parser.parse_args(arguments)
-    sweeps = [load_tolerance(folder / TOLERANCE_FILE) for folder in options.folders]
+    sweeps = [since(load_tolerance(folder / TOLERANCE_FILE), options.from_seed) for folder in options.folders]
     text = "\n".join([*(accuracies(sweep) for sweep in sweeps), table(sweeps)])
     if options.out is None:
         print(text, end="")

@@ -166,5 +166,7 @@ def test_gates_are_compared_seed_by_seed_where_always_on_has_collapsed(
         "| mine, L1 | 0.2 | coherent-total − random as total | +50.0 (+47.5 to +52.5) | <0.001 | "
         "+0.0 (-24.8 to +24.8) |"
     )
+    script.main([str(tmp_path), "--from-seed", "1"])
+    assert "| +50.0 (+37.3 to +62.7) |" in capsys.readouterr().out  # 49 and 51: t(0.975, 1) = 12.71, s / sqrt(2) = 1
     script.main([str(tmp_path), "--out", str(tmp_path / "table.md")])
     assert row in (tmp_path / "table.md").read_text()
