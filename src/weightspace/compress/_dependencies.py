@@ -57,6 +57,24 @@ class Bundle:
     units: dict[int, list[Place]]
 
 
+def _outside_the_graph(model: nn.Module, inputs: tuple[Any, ...]) -> list[nn.Module]:
+    """Layers that ran without leaving a trace: what they do to channels cannot be known."""
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, _: Any, made: Any) -> None:
+        if isinstance(made, Tensor) and not made.requires_grad:
+            found.append(module)
+
+    handles = [module.register_forward_hook(look) for module in model.modules() if isinstance(module, READERS)]
+    try:
+        with torch.enable_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 class Network:
     """A model's dependency graph, in evaluation mode.
 
@@ -84,8 +102,9 @@ class Network:
                 customized_pruners=custom,
                 verbose=False,
             )
-        if not any(isinstance(module, READERS) for module in self.graph.module2node):
-            raise ValueError("no layer is in autograd's graph of its output")
+        unseen = [self.names[module] or "the model" for module in _outside_the_graph(model, inputs)]
+        if unseen:
+            raise ValueError(f"{', '.join(unseen[:3])} ran outside autograd's graph")
         for module in self.appending.inputs:
             self._tell_index_mapping(module)
         self._constant: dict[tuple[int, int], bool] = {}
