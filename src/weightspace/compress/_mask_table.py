@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from weightspace.kernels import ParameterInfo
 from weightspace.kernels.points import Channels, whole
+from weightspace.kernels.printing import as_text
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,4 @@ class MaskTable:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(self, width=140)

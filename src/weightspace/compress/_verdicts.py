@@ -94,10 +94,7 @@ def partners(chosen: Units) -> list[tuple[int, str]]:
     """Drop units of grouped convolutions whose partners in the other groups stay: groups must stay equal."""
     dropped: list[tuple[int, str]] = []
     while True:
-        gone: dict[tuple[int, bool], set[int]] = defaultdict(set)
-        for unit in chosen.values():
-            for place in unit:
-                gone[place.key].update(place.channels)
+        gone = _gone(chosen)
         alone = [
             (channel, place)
             for channel, unit in chosen.items()
@@ -109,6 +106,15 @@ def partners(chosen: Units) -> list[tuple[int, str]]:
         for channel, place in alone:
             if chosen.pop(channel, None) is not None:
                 dropped.append((channel, f"{place.name} has groups, and their partners in the other groups stay"))
+
+
+def _gone(chosen: Units) -> defaultdict[tuple[int, bool], set[int]]:
+    """The channels that would go, by layer and side."""
+    gone: defaultdict[tuple[int, bool], set[int]] = defaultdict(set)
+    for unit in chosen.values():
+        for place in unit:
+            gone[place.key].update(place.channels)
+    return gone
 
 
 def _group_size(place: Place) -> int | None:
@@ -128,10 +134,7 @@ def last_ones(chosen: Units, going: Mapping[tuple[int, bool], set[int]]) -> list
     """Drop units until every layer keeps a channel."""
     dropped: list[tuple[int, str]] = []
     while True:
-        gone: dict[tuple[int, bool], set[int]] = defaultdict(set)
-        for unit in chosen.values():
-            for place in unit:
-                gone[place.key].update(place.channels)
+        gone = _gone(chosen)
         emptied = [
             (channel, place)
             for channel, unit in chosen.items()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from numbers import Real
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from weightspace.compress.masks import Masks, masks_of
 from weightspace.compress.pruning import Choice, Groups, Scope, prune_by
 from weightspace.errors import CompressError
 from weightspace.kernels import Selection, unwrap
+from weightspace.kernels.printing import as_text
 from weightspace.kernels.selection import convs
 
 
@@ -74,10 +74,7 @@ class Search:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(self, width=140)
 
 
 def prune_to(

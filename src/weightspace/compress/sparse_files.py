@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from weightspace.compress._container import from_file, to_bytes
 from weightspace.errors import CompressError
 from weightspace.files import write_bytes_atomically
 from weightspace.kernels import unwrap
+from weightspace.kernels.printing import as_text
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ class SparseSummary:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(self, width=140)
 
 
 def save_sparse(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from weightspace.errors import SelectionError
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.points import PointView
+from weightspace.kernels.printing import as_text
 from weightspace.kernels.rule import Rule
 from weightspace.kernels.views import View
 
@@ -63,10 +63,7 @@ class RoutingTable:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=160, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(self, width=160)
 
     @property
     def routed(self) -> tuple[Route, ...]:

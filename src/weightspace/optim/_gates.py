@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -44,7 +44,7 @@ class Gated:
     index: int
     penalty: Penalty
     asked: int = 0
-    opened: torch.Tensor | None = None
+    opened: torch.Tensor = field(init=False)
     average: torch.Tensor | None = None
     cosine: torch.Tensor | None = None
     is_open: bool | torch.Tensor = True
@@ -69,7 +69,7 @@ class Gated:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Tensors only."""
-        if self.is_ungated or self.opened is None:
+        if self.is_ungated:
             return {}
         state = {_OPENED: self.opened.clone(), _ASKED: torch.tensor(self.asked)}
         return state if self.average is None else {**state, _AVERAGE: self.average.clone()}
@@ -77,7 +77,7 @@ class Gated:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """What `state` gave; a memory of another shape is not used."""
         self.asked_at = -1
-        if self.is_ungated or self.opened is None or _OPENED not in state:
+        if self.is_ungated or _OPENED not in state:
             return
         self.opened.copy_(torch.as_tensor(state[_OPENED]))
         self.asked = int(state[_ASKED])
@@ -207,5 +207,5 @@ def _count(task: Gated, decision: bool | torch.Tensor, step: int) -> None:
     if task.asked_at == step:
         return
     task.asked, task.asked_at = task.asked + 1, step
-    if task.opened is not None and decision is not False:
+    if decision is not False:
         task.opened += decision

@@ -270,8 +270,7 @@ def _task_of(job: Addition | WeightTask) -> PenaltyTask | WeightTask:
 
 
 def _duty(task: Gated) -> torch.Tensor:
-    opened = torch.zeros(()) if task.opened is None else task.opened
-    return opened.to(torch.float32) / max(1, task.asked)
+    return task.opened.to(torch.float32) / max(1, task.asked)
 
 
 def _of_gate(task: Gated) -> list[tuple[str, torch.Tensor]]:
