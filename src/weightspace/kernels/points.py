@@ -11,6 +11,7 @@ Every point is a matrix `(n, p)`; a vector is a matrix of one row. A grouping tu
 | `filter` | an output filter, flattened | `(1, c_out, 1, c_in*k_h*k_w)` | each filter |
 | `matrix` | the kernel as a matrix | `(1, c_out, c_in*k_h*k_w)` | the kernel |
 | `kernel` | the kernel as a vector | `(1, 1, c_out*c_in*k_h*k_w)` | the kernel |
+| `entry` | each number | `(c_out*c_in*k_h*k_w, 1, 1)` | each number |
 
 The first dimension counts the groups of a grouped convolution: `matrix` is one matrix for each. Columns come in memory
 order (channels_last weights are viewed, not copied); no manifold here depends on the order of columns.
@@ -26,8 +27,8 @@ import torch
 
 from weightspace.errors import SelectionError
 
-Grouping = Literal["slice", "filter", "matrix", "kernel", "input", "output", "both"]
-GROUPINGS: tuple[Grouping, ...] = ("slice", "filter", "matrix", "kernel", "input", "output", "both")
+Grouping = Literal["slice", "filter", "matrix", "kernel", "input", "output", "both", "entry"]
+GROUPINGS: tuple[Grouping, ...] = ("slice", "filter", "matrix", "kernel", "input", "output", "both", "entry")
 SLICES = frozenset({"slice", "input", "output", "both"})
 # Leading dimensions (groups, out, in) that one step size spans.
 _PRODUCTS: dict[str, tuple[int, ...]] = {"input": (2,), "output": (1,), "both": (0, 1, 2)}
@@ -40,10 +41,12 @@ class Channels:
     Attributes:
         out_axis: Dimension of the output channels: 1 for transposed convolutions, else 0.
         groups: `groups` of the convolution, else 1.
+        chains: The first dimension of a tensor counts independent weights `(chains, *weight)`.
     """
 
     out_axis: int = 0
     groups: int = 1
+    chains: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,40 +94,48 @@ def point_view(tensor: torch.Tensor, grouping: Grouping, channels: Channels, nam
     """
     if grouping not in GROUPINGS:
         raise SelectionError(f"Grouping {grouping!r} was asked for; the groupings are {', '.join(GROUPINGS)}.")
-    if tensor.ndim < 2:
+    ndim = tensor.ndim - channels.chains
+    if ndim < 2:
         raise SelectionError(f"{name} of shape {tuple(tensor.shape)} is no matrix or kernel: it has no points.")
-    if grouping in SLICES and tensor.ndim not in (3, 4):
+    if grouping in SLICES and ndim not in (3, 4):
         raise SelectionError(
             f"{name} of shape {tuple(tensor.shape)} has no spatial slices: 1-D and 2-D convolutions have."
         )
-    if grouping in SLICES and math.prod(tensor.shape[2:]) == 1:
+    if grouping in SLICES and math.prod(tensor.shape[2 + channels.chains :]) == 1:
         raise SelectionError(f"{name} is a 1x1 kernel: its slices are single numbers, whose manifold is {{+1, -1}}.")
+    if channels.chains and channels.groups > 1:
+        raise SelectionError(f"{name} holds chains of a grouped kernel; chains of ungrouped kernels only.")
     parts = whole(tensor, channels)
-    order = _order(parts, grouping)
+    order = _order(parts, grouping, channels)
     ordered = parts.permute(order)
-    shape = _shape(ordered, grouping)
+    shape = _shape(ordered, grouping, channels)
     return PointView(grouping, shape, _PRODUCTS.get(grouping, ()), _can_view(ordered, shape), channels, order)
 
 
 def whole(tensor: torch.Tensor, channels: Channels) -> torch.Tensor:
-    """A view of the tensor as `(groups, out, in, *taps)`."""
+    """A view of the tensor as `(groups, out, in, *taps)`; chains count as groups, for groups share nothing."""
     groups = channels.groups
+    if channels.chains:
+        return tensor.transpose(1, 2) if channels.out_axis == 1 else tensor
     parts = tensor.unflatten(0, (groups, tensor.shape[0] // groups)) if groups > 1 else tensor.unsqueeze(0)
     return parts.transpose(1, 2) if channels.out_axis == 1 else parts
 
 
-def _order(whole: torch.Tensor, grouping: Grouping) -> tuple[int, ...]:
+def _order(whole: torch.Tensor, grouping: Grouping, channels: Channels) -> tuple[int, ...]:
     """The dimensions with those that a point merges in memory order, in which every dense layout can be viewed."""
-    first = whole.ndim if grouping in SLICES else 0 if grouping == "kernel" else 2
+    first = whole.ndim if grouping in SLICES else {"kernel": int(channels.chains), "entry": 0}.get(grouping, 2)
     merged = sorted(range(first, whole.ndim), key=lambda d: -whole.stride(d) if whole.shape[d] > 1 else -math.inf)
     return (*range(first), *merged)
 
 
-def _shape(ordered: torch.Tensor, grouping: Grouping) -> tuple[int, ...]:
+def _shape(ordered: torch.Tensor, grouping: Grouping, channels: Channels) -> tuple[int, ...]:
     if grouping in SLICES:
         return tuple(ordered.shape) if ordered.ndim == 5 else (*ordered.shape[:3], 1, ordered.shape[3])
+    if grouping == "entry":
+        return (ordered.numel(), 1, 1)
     if grouping == "kernel":
-        return (1, 1, ordered.numel())
+        count = ordered.shape[0] if channels.chains else 1
+        return (count, 1, ordered.numel() // max(1, count))
     groups, rows = ordered.shape[:2]
     columns = ordered.numel() // max(1, groups * rows)
     return (groups, rows, columns) if grouping == "matrix" else (groups, rows, 1, columns)

@@ -1,6 +1,7 @@
 """Manifolds: where the weights of a layer may live. Each is a rule for `attach` and a constraint for `param_groups`."""
 
 from weightspace.manifolds.base import Manifold
+from weightspace.manifolds.circle import Circle
 from weightspace.manifolds.constraint import Constraint
 from weightspace.manifolds.euclidean import Euclidean
 from weightspace.manifolds.oblique import Oblique
@@ -11,9 +12,10 @@ from weightspace.manifolds.stiefel import Stiefel
 from weightspace.manifolds.text import know, parse
 from weightspace.manifolds.zero_mean_sphere import ZeroMeanSphere
 
-know((Euclidean, Sphere, ZeroMeanSphere, Oblique, Stiefel, Orthogonal, Product))
+know((Euclidean, Circle, Sphere, ZeroMeanSphere, Oblique, Stiefel, Orthogonal, Product))
 
 __all__ = [
+    "Circle",
     "Constraint",
     "Euclidean",
     "Manifold",

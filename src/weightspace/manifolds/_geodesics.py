@@ -61,6 +61,33 @@ def stiefel_geodesic(x: torch.Tensor, v: torch.Tensor, metric: Metric) -> torch.
 
     Cost: `8 n p^2` flops, and one exponential of a 2p x 2p matrix (some 200 p^3).
     """
+    first, a, k, _ = _frame(x, v, metric)
+    y = torch.cat([x, k], -1) @ first[..., : a.shape[-1]]
+    return polar(y @ torch.matrix_exp(-a) if metric == "embedded" else y)[0]
+
+
+def stiefel_geodesic_flow(x: torch.Tensor, v: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the geodesic of the embedded metric is at time `t`, and its velocity there; `(..., n, p)` with n >= p.
+
+    In the notation of `stiefel_geodesic` the derivative of `[X K] exp(M) [I; 0] exp(-A)` is `[X K] exp(M) [A; I]
+    exp(-A)` [derived]. The velocity is made tangent at the end, where that moves it by rounding only.
+    """
+    first, a, k, size = _frame(x, v * t, "embedded")
+    p = a.shape[-1]
+    back = torch.matrix_exp(-a)
+    eye = torch.eye(p, dtype=x.dtype, device=x.device).expand_as(a)
+    ends = torch.cat([x, k], -1) @ (
+        first @ torch.cat([torch.cat([eye, a], -1), torch.cat([0 * a, size * eye], -1)], -2)
+    )
+    y = polar(ends[..., :p] @ back)[0]
+    w = ends[..., p:] @ back / t
+    return y, w - y @ symmetric(y.mT @ w)
+
+
+def _frame(
+    x: torch.Tensor, v: torch.Tensor, metric: Metric
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """exp(M), A, and K divided by its scale, which is the last."""
     v = shortened(v)
     a = skew(x.mT @ v)
     k = v - x @ (x.mT @ v)
@@ -72,10 +99,7 @@ def stiefel_geodesic(x: torch.Tensor, v: torch.Tensor, metric: Metric) -> torch.
     inner = 2 * a if metric == "embedded" else a
     upper = torch.cat([inner, -t * size], -1)
     lower = torch.cat([eye * size, torch.zeros_like(a)], -1)
-    first = torch.matrix_exp(torch.cat([upper, lower], -2))[..., : a.shape[-1]]
-    top, bottom = first.tensor_split(2, dim=-2)
-    y = x @ top + k @ bottom
-    return polar(y @ torch.matrix_exp(-a) if metric == "embedded" else y)[0]
+    return torch.matrix_exp(torch.cat([upper, lower], -2)), a, k, size
 
 
 def rotation(axis: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.points import GROUPINGS, Channels, Grouping, PointView, point_view
 from weightspace.kernels.rule import Rule, Stage
 from weightspace.kernels.selection import Selection, convs, head
+from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
 from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._widened import NUMBERS, VECTORS, widened
 from weightspace.manifolds.pieces import Piece
@@ -45,7 +46,7 @@ class Manifold(Rule):
 
     stage: ClassVar[Stage] = Stage.MANIFOLD
     default_on: ClassVar[Selection] = convs & ~head
-    groupings: ClassVar[tuple[Grouping, ...]] = GROUPINGS
+    groupings: ClassVar[tuple[Grouping, ...]] = tuple(g for g in GROUPINGS if g != "entry")
 
     grouping: Grouping = "matrix"
     on: Selection | None = field(default=None, kw_only=True)
@@ -107,6 +108,30 @@ class Manifold(Rule):
     def degenerate(self, n: int, p: int) -> str | None:
         """Why points of this size cannot live here, or None: no dimension is left to move in, or none exists."""
 
+    @abstractmethod
+    def flow(
+        self,
+        x: torch.Tensor,
+        v: torch.Tensor,
+        t: float,
+        method: FlowMethod = "auto",
+        solver: Solver = SOLVER,
+    ) -> Flow:
+        """Free motion in the embedded metric: where `x` and its tangent velocity `v` are after a time `t` above 0.
+
+        `"geodesic"` is exact, `"rattle"` of second order; `"auto"` is exact where that is cheap. Points in float32 or
+        float64.
+        """
+
+    @abstractmethod
+    def stein_field(self, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A tangent vector field at `x` that points away from a fixed `a`, and its divergence `(...)`.
+
+        For a law `exp(-V / tau)` with respect to surface measure `E <grad V, field> = tau E divergence` (integration by
+        parts): a thermometer that looks at positions only. On flat space the field is `x - a`, elsewhere the tangent
+        part of `-a`. NaN where the divergence has no closed form.
+        """
+
     def gradient(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """The Riemannian gradient at `x` of a function whose derivative is `g`: `inner(x, gradient, v) = <g, v>`."""
         return self.project_tangent(x, g)
@@ -164,6 +189,33 @@ class Manifold(Rule):
             motion: Rate, step size, momentum.
         """
         return move(self, x, d, motion)
+
+    # ------------------------------------------------------------------ slack variables
+
+    @property
+    def slack_count(self) -> int:
+        """How many slack variables stand beside each point. The methods above then act on points with them.
+
+        Such points are rows `(..., 1, n*p + slack_count)`: the weight's numbers, then the slack.
+        """
+        return 0
+
+    def lift(self, x: torch.Tensor) -> torch.Tensor:
+        """The point with its slack variables over the numbers `(..., n, p)` of a weight."""
+        return x
+
+    def resolved(self, weight: torch.Tensor) -> Manifold:
+        """The manifold with every option that is left to the weight settled by it."""
+        del weight
+        return self
+
+    def shadow_violation(self, x: torch.Tensor) -> torch.Tensor:
+        """`violation` as far as the numbers of the weight alone tell it."""
+        return self.violation(x)
+
+    def shadow_project(self, x: torch.Tensor) -> torch.Tensor:
+        """`project`, of the numbers of the weight alone."""
+        return self.project(x)
 
     # ------------------------------------------------------------------ on a weight
 

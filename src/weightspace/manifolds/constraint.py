@@ -74,7 +74,10 @@ class Constraint:
             )
         before = tensor.detach().clone()
         for piece in self.pieces(step):
-            piece.write(tensor, piece.manifold.project(piece.read(tensor)))
+            try:
+                piece.write(tensor, piece.manifold.shadow_project(piece.read(tensor)))
+            except SelectionError as error:
+                raise SelectionError(f"{self.name}: {error}") from error
         wide = torch.float64 if tensor.device.type != "mps" else torch.float32
         size = torch.linalg.vector_norm(before, dtype=wide)
         return float(torch.linalg.vector_norm(tensor - before, dtype=wide) / size.clamp(min=torch.finfo(wide).tiny))
@@ -95,7 +98,7 @@ class Constraint:
         Pieces of a product differ in their bounds: of the piece whose violation is the largest multiple of its own.
         """
         found = [
-            (_largest(p.manifold.violation(p.read(tensor))), p.manifold.bound(tensor.dtype, *p.view.shape[-2:]))
+            (_largest(p.manifold.shadow_violation(p.read(tensor))), p.manifold.bound(tensor.dtype, *p.view.shape[-2:]))
             for p in self.pieces(step)
         ]
         return max(found, key=lambda pair: float("inf") if math.isnan(pair[0]) else pair[0] / pair[1])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from weightspace.kernels.points import Grouping
+from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
 from weightspace.manifolds._unit import gaussian, norm_of
 from weightspace.manifolds.base import Manifold
 
@@ -44,6 +45,16 @@ class Euclidean(Manifold):
     def geodesic(self, x: torch.Tensor, v: torch.Tensor, t: float = 1.0) -> torch.Tensor:
         """The straight line."""
         return x + t * v
+
+    def flow(
+        self, x: torch.Tensor, v: torch.Tensor, t: float, method: FlowMethod = "auto", solver: Solver = SOLVER
+    ) -> Flow:
+        """The straight line."""
+        return Flow(x + t * v, v)
+
+    def stein_field(self, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`x - a`, of divergence np."""
+        return x - a, x.new_full(x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The Frobenius norm of the difference."""

@@ -25,6 +25,7 @@ import torch
 from weightspace.errors import RuleError
 from weightspace.kernels.options import choice
 from weightspace.kernels.points import SLICES, Grouping
+from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver, great_circle_flow
 from weightspace.manifolds._moves import Motion, Moved
 from weightspace.manifolds._rows import Sizes, step_vectors
 from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
@@ -96,6 +97,17 @@ class Oblique(Manifold):
     def geodesic(self, x: torch.Tensor, v: torch.Tensor, t: float = 1.0) -> torch.Tensor:
         """A great circle for each vector, normalized against rounding."""
         return great_circle(x, v * t, 1.0, self._along)
+
+    def flow(
+        self, x: torch.Tensor, v: torch.Tensor, t: float, method: FlowMethod = "auto", solver: Solver = SOLVER
+    ) -> Flow:
+        """A great circle for each vector, whatever the method: it is cheaper than any solver."""
+        return great_circle_flow(x, v, t, 1.0, self._along)
+
+    def stein_field(self, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tangent part of `-a`; its divergence is `<a, x>` times the dimension of one vector's sphere."""
+        length = x.shape[self._along[0]]
+        return -self.project_tangent(x, a), (a * x).sum((-2, -1)) * (length - 1)
 
     def distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The root of the sum of squared angles, each by its half chord."""

@@ -24,6 +24,7 @@ import torch
 
 from weightspace.errors import RuleError
 from weightspace.kernels.points import Grouping
+from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver, stiefel_flow
 from weightspace.manifolds._geodesics import deviation, haar, rotation, shortened, skew
 from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._polar import polar
@@ -94,6 +95,19 @@ class Orthogonal(Manifold):
             return polar(x @ torch.matrix_exp(skew(x.mT @ shortened(v * t))))[0]
         angle, axis = _angle_and_axis(x, v * t)
         return polar(x @ rotation(axis, angle))[0]
+
+    def flow(
+        self, x: torch.Tensor, v: torch.Tensor, t: float, method: FlowMethod = "auto", solver: Solver = SOLVER
+    ) -> Flow:
+        """`X exp(t W)`; with `"rattle"`, or by itself above 3 x 3, the solver of `Stiefel`."""
+        if method == "rattle" or (method == "auto" and x.shape[-1] not in _CLOSED):
+            return stiefel_flow(x, v, t, solver)
+        end = self.geodesic(x, v, t)
+        return Flow(end, end @ skew(x.mT @ v))
+
+    def stein_field(self, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tangent part of `-a`, of divergence `(n - 1) / 2 <a, x>`."""
+        return -self.project_tangent(x, a), (a * x).sum((-2, -1)) * ((x.shape[-1] - 1) / 2)
 
     def distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """`|log(X^T Y)|`, in the Frobenius norm as the metric is; infinite between the two components."""

@@ -183,6 +183,7 @@ class Product(Manifold):
         )
 
     project = project_tangent = retract = geodesic = random_uniform = dim = violation = degenerate = _no_points
+    flow = stein_field = _no_points
 
 
 def _parts(given: object) -> tuple[Manifold, ...]:

@@ -21,6 +21,7 @@ import torch
 
 from weightspace.kernels.options import positive_number
 from weightspace.kernels.points import Grouping
+from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver, great_circle_flow
 from weightspace.manifolds._moves import Motion, Moved
 from weightspace.manifolds._rows import Sizes, step_vectors
 from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
@@ -67,6 +68,17 @@ class Sphere(Manifold):
     def geodesic(self, x: torch.Tensor, v: torch.Tensor, t: float = 1.0) -> torch.Tensor:
         """The great circle, normalized against rounding."""
         return great_circle(x, v * t, self.radius, (-2, -1))
+
+    def flow(
+        self, x: torch.Tensor, v: torch.Tensor, t: float, method: FlowMethod = "auto", solver: Solver = SOLVER
+    ) -> Flow:
+        """The great circle, whatever the method: it is cheaper than any solver."""
+        return great_circle_flow(x, v, t, self.radius, (-2, -1))
+
+    def stein_field(self, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tangent part of `-a`, of divergence `dim <a, x> / r^2`."""
+        dim = self.dim(x.shape[-2], x.shape[-1])
+        return -self.project_tangent(x, a), (a * x).sum((-2, -1)) * (dim / self.radius**2)
 
     def distance(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Radius times the angle; by the half chord, which is exact for small angles too."""

@@ -27,6 +27,15 @@ import torch
 from weightspace.errors import RuleError
 from weightspace.kernels.options import choice, positive_number, whole_number
 from weightspace.kernels.points import Grouping
+from weightspace.manifolds._flows import (
+    SOLVER,
+    Flow,
+    FlowMethod,
+    Solver,
+    exact_stiefel_flow,
+    great_circle_flow,
+    stiefel_flow,
+)
 from weightspace.manifolds._geodesics import as_given, deviation, haar, stiefel_geodesic, symmetric, tall
 from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._polar import polar, qr_positive
@@ -127,6 +136,21 @@ class Stiefel(Manifold):
     def geodesic(self, x: torch.Tensor, v: torch.Tensor, t: float = 1.0) -> torch.Tensor:
         """The geodesic of the metric, in economy algebra: see `stiefel_geodesic`."""
         return as_given(stiefel_geodesic(tall(x), tall(v) * t, self.metric), x)
+
+    def flow(
+        self, x: torch.Tensor, v: torch.Tensor, t: float, method: FlowMethod = "auto", solver: Solver = SOLVER
+    ) -> Flow:
+        """RATTLE, or with `"geodesic"` the exact one, of the embedded metric; vectors take great circles."""
+        if min(x.shape[-2:]) == 1:
+            return great_circle_flow(x, v, t, 1.0, (-2, -1))
+        if method == "geodesic":
+            return Flow(*exact_stiefel_flow(x, v, t))
+        return stiefel_flow(x, v, t, solver)
+
+    def stein_field(self, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tangent part of `-a`, of divergence `(n - (p + 1) / 2) <a, x>` for n >= p."""
+        n, p = max(x.shape[-2:]), min(x.shape[-2:])
+        return -self.project_tangent(x, a), (a * x).sum((-2, -1)) * (n - (p + 1) / 2)
 
     def random_uniform(
         self, shape: tuple[int, ...], *, generator: torch.Generator | None = None, like: torch.Tensor | None = None

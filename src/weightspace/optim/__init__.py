@@ -1,6 +1,9 @@
-"""Optimizers: `attach` puts rules in force on those of torch; `SubmanifoldSGD` and `SubmanifoldAdam` are our own."""
+"""Optimizers: `attach` puts rules in force on those of torch; others are our own, a sampler among them."""
 
+from weightspace.optim._langevin_pace import LangevinUnits, langevin_units
+from weightspace.optim._thermometer import Temperature
 from weightspace.optim.attach import Rules, attach
+from weightspace.optim.constrained_langevin import ConstrainedLangevin
 from weightspace.optim.groups import ParamGroups, param_groups
 from weightspace.optim.schedules import Conditions, PowerDecayLR, convergence_conditions
 from weightspace.optim.submanifold_adam import SubmanifoldAdam
@@ -9,13 +12,17 @@ from weightspace.optim.verify import PropertyCheck
 
 __all__ = [
     "Conditions",
+    "ConstrainedLangevin",
+    "LangevinUnits",
     "ParamGroups",
     "PowerDecayLR",
     "PropertyCheck",
     "Rules",
     "SubmanifoldAdam",
     "SubmanifoldSGD",
+    "Temperature",
     "attach",
     "convergence_conditions",
+    "langevin_units",
     "param_groups",
 ]

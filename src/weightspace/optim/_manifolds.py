@@ -166,6 +166,11 @@ class Manifolds:
 
 
 def _task(info: ParameterInfo, index: int, manifold: Manifold) -> ManifoldTask:
+    if manifold.slack_count:
+        raise RuleError(
+            f"attach() got {manifold.text()}, which keeps slack variables beside the weights; only "
+            "ws.optim.ConstrainedLangevin has them (temperature=0 makes it SGD with momentum)."
+        )
     weight = info.parameter.detach()
     constraint = Constraint(manifold, weight, Channels(info.out_axis, info.groups), info.name)
     return ManifoldTask(info, index, constraint, torch.empty_like(weight, memory_format=torch.preserve_format))

@@ -24,9 +24,12 @@ from weightspace.optim.verify import PropertyCheck, check_constraint, raise_if_b
 from weightspace.precision import full_precision
 
 Group = dict[str, Any]
-_IDENTITY = ("manifold", "out_axis", "groups")
+_IDENTITY = ("manifold", "out_axis", "groups", "chains")
 # What `load_state_dict` of torch would cast to the weight's dtype.
-_OWN_DTYPE = ("fallbacks", "slack", "exp_avg_sq", "max_exp_avg_sq")
+_OWN_DTYPE = (
+    *("fallbacks", "slack", "exp_avg_sq", "max_exp_avg_sq"),
+    *("velocity", "angle", "radius", "slack_variables", "slack_velocity", "thermometer"),
+)
 
 
 class SubmanifoldOptimizer(Optimizer):
@@ -36,7 +39,15 @@ class SubmanifoldOptimizer(Optimizer):
         self._forget()
         self._check_finite = check_finite
         super().__init__(
-            params, {"manifold": Euclidean().text(), "out_axis": 0, "groups": 1, **defaults, "differentiable": False}
+            params,
+            {
+                "manifold": Euclidean().text(),
+                "out_axis": 0,
+                "groups": 1,
+                "chains": False,
+                **defaults,
+                "differentiable": False,
+            },
         )
 
     def _forget(self) -> None:
@@ -79,6 +90,7 @@ class SubmanifoldOptimizer(Optimizer):
             self._refuse_non_finite()
         with full_precision():
             for group in self.param_groups:
+                self._begin(group)
                 if self._is_free(group):
                     self._step_free(group)
                     continue
@@ -86,6 +98,22 @@ class SubmanifoldOptimizer(Optimizer):
                     if parameter.grad is not None:
                         self._step_one(parameter, group, k)
         return loss
+
+    def _begin(self, group: Group) -> None:
+        """Called before the steps of a group."""
+
+    def _manifold_of(self, parameter: torch.Tensor, group: Group) -> Manifold:
+        """The manifold of a weight, with every option settled."""
+        del parameter
+        return parse(group["manifold"])
+
+    def _check_manifold(self, manifold: Manifold) -> None:
+        """Raises RuleError for a manifold that this optimizer cannot keep weights on."""
+        if manifold.slack_count:
+            raise RuleError(
+                f"{type(self).__name__} got {manifold.text()}, which keeps slack variables beside the weights; only "
+                "ws.optim.ConstrainedLangevin has them (temperature=0 makes it SGD with momentum)."
+            )
 
     def _step_one(self, parameter: torch.Tensor, group: Group, place: int) -> None:
         constraint = self._constraint(parameter, group, place)
@@ -152,7 +180,10 @@ class SubmanifoldOptimizer(Optimizer):
                     "DistributedDataParallel."
                 )
             constraint = Constraint(
-                parse(group["manifold"]), parameter, Channels(group["out_axis"], group["groups"]), name
+                self._manifold_of(parameter, group),
+                parameter,
+                Channels(group["out_axis"], group["groups"], group["chains"]),
+                name,
             )
             self._versions.pop(id(parameter), None)
         self._constraints[id(parameter)] = (facts, constraint)
@@ -183,6 +214,7 @@ class SubmanifoldOptimizer(Optimizer):
             manifold = parse(manifold)
         if not isinstance(manifold, Manifold):
             raise RuleError(f"A parameter group has manifold={manifold!r}; pass one such as ws.manifolds.Sphere().")
+        self._check_manifold(manifold)
         super().add_param_group({**param_group, "manifold": manifold.text()})
         group = self.param_groups[-1]
         try:

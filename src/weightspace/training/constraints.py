@@ -145,7 +145,7 @@ def _measure(
     constraint = weightspace.manifolds.Constraint(rule, weight, Channels(info.out_axis, info.groups), info.name)
     found: list[ConstraintCheck] = []
     for piece in constraint.pieces(steps or 0):  # weights are moved at the end of the step before a new draw
-        violations = piece.manifold.violation(piece.read(weight)).flatten()
+        violations = piece.manifold.shadow_violation(piece.read(weight)).flatten()
         bound = max(slack, piece.manifold.bound(weight.dtype, *piece.view.shape[-2:]))
         found.append(
             ConstraintCheck(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import weightspace
     from weightspace.training.recipe import Recipe
+    from weightspace.training.recipe_settings import OptimizerSettings
 
 UNUSABLE = {
     "LBFGS": "it needs a closure, which the training loop does not give",
@@ -22,7 +23,8 @@ UNUSABLE = {
     "Muon": "it takes matrices only, and every model here has vectors (biases) too",
     "Optimizer": "it is the base class of all others",
 }
-SUBMANIFOLD = ("SubmanifoldSGD", "SubmanifoldAdam")
+SAMPLER = "ConstrainedLangevin"
+SUBMANIFOLD = ("SubmanifoldSGD", "SubmanifoldAdam", SAMPLER)
 
 
 def optimizer_classes() -> dict[str, Callable[..., torch.optim.Optimizer]]:
@@ -69,19 +71,33 @@ def attached_rules(recipe: Recipe) -> list[Rule]:
     return [rule for rule in rules if rule.stage is not Stage.MANIFOLD]
 
 
-def make_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
+def options_of(settings: OptimizerSettings, *, num_data: int, measure_every: int | None) -> dict[str, Any]:
+    """The optimizer's options; a sampler's are completed by what the run knows.
+
+    Args:
+        settings: The recipe's.
+        num_data: Number of training examples.
+        measure_every: Steps between two measurements, None for none.
+    """
+    if settings.name != SAMPLER:
+        return settings.options
+    return {"num_data": num_data, "measure_every": measure_every, "temperature": 1.0, **settings.options}
+
+
+def make_optimizer(recipe: Recipe, module: nn.Module, *, num_data: int) -> torch.optim.Optimizer:
     """The recipe's optimizer on a model; for ours the manifolds among the recipe's rules are its constraints.
 
-    Weights are moved onto their manifolds here.
+    Weights are moved onto their manifolds here. A sampler takes `num_data`, the number of training examples.
 
     Raises:
         RecipeError: The class refuses the model, or two manifolds select the same parameters.
         SelectionError: A manifold fits none of the parameters that it selects.
     """
     settings = recipe.train.optimizer
+    options = options_of(settings, num_data=num_data, measure_every=recipe.train.measure_every)
     groups = module.parameters() if settings.name not in SUBMANIFOLD else _constrained_groups(recipe, module)
     try:
-        made = optimizer_classes()[settings.name](groups, lr=settings.lr, **settings.options)
+        made = optimizer_classes()[settings.name](groups, lr=settings.lr, **options)
     except (RuleError, SelectionError):
         raise
     except (ValueError, TypeError, RuntimeError) as error:

@@ -37,7 +37,7 @@ def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
     """
     import torch
 
-    from weightspace.training.optimizers import UNUSABLE, home, optimizer_classes
+    from weightspace.training.optimizers import SAMPLER, UNUSABLE, home, optimizer_classes
 
     known = optimizer_classes()
     if name not in known:
@@ -52,7 +52,8 @@ def check_optimizer(name: str, lr: float, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} has no option '{option}', {suggestion(option, accepted)}")
         _check_option(option, value, accepted[option])
     try:
-        optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, **options)
+        known_here = {"temperature": 1.0, "num_data": 1} if name == SAMPLER else {}  # a run fills them in
+        optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, **{**known_here, **options})
     except Exception as error:  # torch raises whatever its own code stumbles on
         raise ValueError(f"{home(name)} refuses these settings: {error}") from error
 
@@ -107,6 +108,54 @@ def check_data(name: str) -> None:
 
     if name not in DATASETS:
         raise ValueError(f"there is no data set '{name}', {suggestion(name, DATASETS)}")
+
+
+def check_text_options(name: str, given: Mapping[str, Any]) -> None:
+    """Check that options of text go with text, and augmentations with images.
+
+    Args:
+        name: Data set.
+        given: `level`, `context` and `augment` as far as the recipe sets them.
+
+    Raises:
+        ValueError: An option of the other kind of data.
+    """
+    from weightspace.training.data import DATASETS
+
+    texts = [key for key, info in DATASETS.items() if info.kind == "text"]
+    if name in texts and given.get("augment"):
+        raise ValueError(f"augment changes images, and '{name}' is text; leave it out")
+    for key in ("level", "context"):
+        if name not in texts and given.get(key) is not None:
+            raise ValueError(f"{key} belongs to texts ({', '.join(texts)}), not to '{name}'; leave it out")
+
+
+def check_kinds(data: str, model: str, *, channels_last: bool) -> None:
+    """Check that a model reads what the data set consists of.
+
+    Raises:
+        ValueError: It does not, or a layout of images is asked for with text.
+    """
+    from weightspace.training.data import DATASETS
+    from weightspace.training.models import MODELS
+
+    kind, reads = DATASETS[data].kind, MODELS[model].reads
+    if kind != reads:
+        fitting = ", ".join(name for name, entry in MODELS.items() if entry.reads == kind)
+        raise ValueError(
+            f"the model '{model}' reads {reads}, but the data set '{data}' is {kind}; models for it: {fitting}"
+        )
+    if channels_last and kind != "images":
+        raise ValueError(f"train.channels_last is a layout of images, and '{data}' is {kind}; leave it out")
+
+
+def text_defaults(name: object) -> dict[str, Any]:
+    """Level and context of a text where a recipe does not set them; empty for images and unknown names."""
+    from weightspace.training.data import DATASETS
+    from weightspace.training.data.text_load import CONTEXT
+
+    info = DATASETS.get(name) if isinstance(name, str) else None
+    return {"level": "character", "context": CONTEXT} if info is not None and info.kind == "text" else {}
 
 
 def check_augment(names: Sequence[str]) -> None:

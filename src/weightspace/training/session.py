@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from weightspace.errors import RecipeError, RunError
-from weightspace.training.data import Batches, ImageData, load_data
+from weightspace.training.data import BatchSource, Data, load_data, load_text
 from weightspace.training.models import build_model
 from weightspace.training.optimizers import attached_rules, make_optimizer
 from weightspace.training.progress import Progress
@@ -22,9 +22,6 @@ from weightspace.training.schedule import rate_setter
 
 if TYPE_CHECKING:
     from weightspace.optim import Rules, SubmanifoldSGD
-
-# Images at a time. On a CPU 1,000 fall out of the cache and take twice as long as 250; an accelerator wants many.
-_EVALUATION_BATCH_ON_CPU, _EVALUATION_BATCH = 250, 1000
 
 
 @dataclass
@@ -39,9 +36,9 @@ class Session:
     optimizer: Any
     set_rate: Callable[[int], None] | None
     rules: Rules | None
-    train: Batches
-    test: Batches
-    data: ImageData
+    train: BatchSource
+    test: BatchSource
+    data: Data
     progress: Progress
 
     @property
@@ -153,7 +150,7 @@ class Session:
         now = self.origin
         if then["data"] != now["data"]:
             raise RunError(
-                f"the images of '{self.data.name}' found now ({now['source']}) are not those that this run was started "
+                f"the {self.data.kind} of '{self.data.name}' found now ({now['source']}) are not those that this run was started "
                 f"with ({then['source']}); restore those, or start anew with --fresh"
             )
         changed = [f"{key} {then[key]}, now {now[key]}" for key in ("torch", "device") if then[key] != now[key]]
@@ -165,23 +162,31 @@ class Session:
             )
 
 
-def load_recipe_data(recipe: Recipe) -> ImageData:
-    """The images a recipe asks for, cut to its sizes (one subset for all seeds and arms).
+def load_recipe_data(recipe: Recipe, *, download: bool = True) -> Data:
+    """The images or text a recipe asks for, cut to its sizes (one subset for all seeds and arms).
+
+    Args:
+        recipe: The recipe.
+        download: Whether to download images that are found nowhere.
 
     Raises:
         DataError: The data set is not there; says the ways to get it.
     """
-    data = load_data(recipe.data.name, root=recipe.data.root)
-    return data.take(recipe.data.train_size, recipe.data.test_size)
+    wanted = recipe.data
+    if wanted.level is None or wanted.context is None:  # which only text has
+        data: Data = load_data(wanted.name, root=wanted.root, download=download)
+    else:
+        data = load_text(wanted.name, root=wanted.root, level=wanted.level, context=wanted.context)
+    return data.take(wanted.train_size, wanted.test_size)
 
 
-def open_session(recipe: Recipe, data: ImageData, *, seed: int, accelerator: str = "auto") -> Session:
+def open_session(recipe: Recipe, data: Data, *, seed: int, accelerator: str = "auto") -> Session:
     """Build the parts of a run and put them on their device. Seeds torch's generators: the caller restores them.
 
     Args:
         recipe: What to train.
-        data: The images.
-        seed: Decides initial weights, dropout and the order of the images, each by a stream of its own.
+        data: The images or the text.
+        seed: Decides initial weights, dropout and the order of the batches, each by a stream of its own.
         accelerator: Lightning Fabric's name: "auto", "cpu", "cuda" (or "gpu"), "mps".
 
     Raises:
@@ -192,18 +197,12 @@ def open_session(recipe: Recipe, data: ImageData, *, seed: int, accelerator: str
     train = recipe.train
     fabric = _launch(accelerator, train.precision)
     seed_stream(seed, "initialization")
-    module = build_model(
-        recipe.model.name,
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        **recipe.model.options,
-    )
+    module = build_model(recipe.model.name, **data.model_arguments, **recipe.model.options)
     if train.channels_last:
         module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
     # Before the optimizer, whose state is made beside the weights: Fabric moves weights only.
     module = fabric.strategy.precision.convert_module(module.to(fabric.device))
-    inner = make_optimizer(recipe, module)
+    inner = make_optimizer(recipe, module, num_data=len(data.train_labels))
     model, optimizer = fabric.setup(module, inner)
     rules = _attach(recipe, inner, module)
     if rules is not None and rules.needs_closure and train.precision == "16-mixed":
@@ -211,27 +210,10 @@ def open_session(recipe: Recipe, data: ImageData, *, seed: int, accelerator: str
             "a gate that looks ahead gives the optimizer a closure, and the gradient scaling of train.precision: "
             "16-mixed takes none; use bf16-mixed, or another gate such as {gate: Coherent, against: history}"
         )
-    batches = Batches(
-        data.train_images,
-        data.train_labels,
-        batch_size=train.batch_size,
-        mean=data.mean,
-        std=data.std,
-        augment=recipe.data.augment,
-        seed=seed,
-        device=fabric.device,
+    batches = data.train_batches(
+        batch_size=train.batch_size, seed=seed, device=fabric.device, augment=recipe.data.augment
     )
-    test = Batches(
-        data.test_images,
-        data.test_labels,
-        batch_size=_EVALUATION_BATCH_ON_CPU if fabric.device.type == "cpu" else _EVALUATION_BATCH,
-        mean=data.mean,
-        std=data.std,
-        seed=0,
-        device=fabric.device,
-        shuffle=False,
-        drop_last=False,
-    )
+    test = data.test_batches(device=fabric.device)
     steps = train.epochs * len(batches)
     set_rate = rate_setter(inner, train.optimizer, train.schedule, steps_per_epoch=len(batches), steps=steps)
     seed_stream(seed, "training")
