@@ -24,6 +24,7 @@ from weightspace import (
     optim,
     penalties,
     registry,
+    sampling,
 )
 from weightspace.inspection import inspect, jacobian_singular_values
 from weightspace.operators import extreme_singular_values, norm_bound, singular_value_moments, singular_values
@@ -51,6 +52,7 @@ __all__ = [
     "param_groups",
     "penalties",
     "registry",
+    "sampling",
     "singular_value_moments",
     "singular_values",
 ]

@@ -66,6 +66,14 @@ class InspectionError(WeightspaceError, ValueError):
     """A model cannot be inspected as asked: its forward pass fails, it is lazy, or a report cannot be made."""
 
 
+class TemperatureWarning(UserWarning):
+    """A sampler's thermometers are off the temperature that was asked for: its samples do not follow the law."""
+
+
+class SamplingError(WeightspaceError, ValueError):
+    """Samples of weights cannot be stored, read, averaged or diagnosed as asked."""
+
+
 def nearest(name: object, known: Iterable[str], phrase: str = "; the nearest is {!r}") -> str:
     """The known name most like `name`, as a phrase for the end of an error sentence; letter case does not count.
 
