@@ -18,6 +18,7 @@ from weightspace.training.models.checks import hint
 from weightspace.training.models.resnet import BasicBlock, BlockStyle, ResNet, ZeroPaddingShortcut
 from weightspace.training.models.scale import Scale
 
+IMAGE_MODELS = [name for name, entry in MODELS.items() if entry.reads == "images"]  # test_transformer.py has the other
 SMALL = {
     "mlp": {"hidden": 12},
     "vgg": {"widths": [4, 8], "hidden": [6]},
@@ -295,6 +296,9 @@ def test_he_normal_initialization():
     mlp = build("mlp", size=28, hidden=200, classes=50)
     close(mlp.hidden[0].weight, math.sqrt(2 / 784))
     close(mlp.fc.weight, math.sqrt(1 / 200))
+    uniform = build("mlp", size=28, hidden=200, classes=50, init="torch")
+    close(uniform.hidden[0].weight, math.sqrt(1 / (3 * 784)))
+    assert uniform.hidden[0].weight.abs().max() <= 1 / 28
     vgg = build("vgg", channels=3, size=32, widths=[32, 64], hidden=[100])
     close(vgg.features[5].weight, math.sqrt(2 / (9 * 32)))
     close(vgg.classifier[1].weight, math.sqrt(2 / 64))
@@ -335,7 +339,7 @@ def test_signal_neither_vanishes_nor_explodes_in_a_deep_plain_network():
     assert 0.2 < (model.features(x).square().mean() / x.square().mean()).item() < 10
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_seed_decides_the_weights(name):
     one, same, other = (build(name, seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[key], same[key]) for key in one)
@@ -345,7 +349,7 @@ def test_seed_decides_the_weights(name):
 # ---------------------------------------------------------------- shapes, formats, compilation
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32)])
 def test_every_parameter_gets_a_gradient(name, channels, size):
     model = build(name, channels=channels, size=size, classes=7)
@@ -406,7 +410,7 @@ def test_compiles_as_one_graph(name):
     assert torch.equal(compiled(x), model(x))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_deepcopy_and_state_dict_round_trip(name):
     model = build(name).eval()
     clone, other = copy.deepcopy(model), build(name, seed=9).eval()
@@ -445,7 +449,7 @@ def test_a_small_vgg_learns_two_textures():
         ),
         ("VGG", {}, 'did you mean "vgg"?'),
         ("vgg", {"width": [8]}, 'Model "vgg" has no option "width": did you mean "widths"?'),
-        ("mlp", {"dropout": 0.1}, 'Model "mlp" has no option "dropout": known: hidden.'),
+        ("mlp", {"dropout": 0.1}, 'Model "mlp" has no option "dropout": known: hidden, init.'),
         ("resnet20", {"stem": "cifar"}, 'Model "resnet20" has no option "stem"'),
         ("resnet20", {"blocks": 4}, 'Model "resnet20" has no option "blocks"'),
         ("resnet18", {"stem": "imagnet"}, "has no stem='imagnet': did you mean \"imagenet\"?"),
@@ -492,7 +496,7 @@ def test_wrong_names_and_options_are_refused_in_one_sentence(name, options, sent
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize("what", ["channels", "size", "classes"])
 def test_counts_from_the_data_are_checked(name, what):
     with pytest.raises(RecipeError, match="integer of at least 1, got 0"):
@@ -533,7 +537,7 @@ def test_smallest_image_is_where_the_last_halving_still_has_two_pixels():
             build(name, size=smallest - 1, **options)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (2, 64)])
 def test_wrong_batches_are_refused_before_any_layer_sees_them(name, shape):
     with pytest.raises(DataError, match=rf'Model "{name}" takes images of shape \(N, 1, .*got \({shape[0]}, '):
@@ -559,7 +563,8 @@ def test_resnet_class_refuses_other_stage_counts():
 
 
 def test_registry_is_frozen_and_complete():
-    assert list(MODELS) == ["mlp", "plain", "vgg", "alexnet", "resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
+    residual = ["resnet8", "resnet20", "resnet56", "resnet18", "resnet34"]
+    assert list(MODELS) == ["mlp", "plain", "vgg", "alexnet", *residual, "transformer"]
     assert all(entry.name == name and entry.summary for name, entry in MODELS.items())
     with pytest.raises(TypeError):
         MODELS["mine"] = MODELS["mlp"]
@@ -567,7 +572,7 @@ def test_registry_is_frozen_and_complete():
         MODELS["mlp"].name = "other"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_listed_options_with_their_defaults_are_accepted(name):
     with torch.device("meta"):
         model = build_model(name, in_channels=1, image_size=28, num_classes=10, **MODELS[name].options)

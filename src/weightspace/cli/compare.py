@@ -63,6 +63,8 @@ def compare(
     folder = out if out is not None else Path("runs") / settings.name
     if (folder / RUN_FILE).exists():
         raise RunError(f"{folder} holds a single training run; choose another folder with --out")
+    if (folder / "sample.json").exists():
+        raise RunError(f"{folder} holds sampled chains; choose another folder with --out")
     if not resume:
         with locked(folder, "running a comparison"):  # one that is running in there keeps its files
             delete_comparison(folder)

@@ -27,7 +27,7 @@ from weightspace.cli.compress_options import (
     ShrinkOption,
     ThresholdOption,
 )
-from weightspace.cli.compress_subject import Subject, fine_tuned, subject_of_run, users_subject
+from weightspace.cli.compress_subject import Subject, fine_tuned, share_right, subject_of_run, users_subject
 from weightspace.cli.compress_table import Row, Stage, as_table, batch_size, in_bytes, legend, measured, summary
 from weightspace.cli.console import print_note, stdout
 from weightspace.cli.options import AcceleratorOption, SetOption, command_line
@@ -164,10 +164,12 @@ def _pruned(subject: Subject, model: nn.Module, request: Request, notes: list[st
     weights = weightspace.on.convs | weightspace.on.linears
     on = weights & ~weightspace.on.head if request.groups == "out" else None
     if request.max_loss is not None:
-        images, labels = subject.held_out()
+        held = subject.held_out()
+        facts = held.describe()
+        unit = str(facts.get("unit", "images"))
         masks = library.prune_to(
             model,
-            lambda network: subject.accuracy_on(network, images, labels),
+            lambda network: share_right(network, held),
             loss=request.max_loss / 100,
             groups=request.groups,
             scope=request.scope,
@@ -176,9 +178,9 @@ def _pruned(subject: Subject, model: nn.Module, request: Request, notes: list[st
         if masks.search is not None:
             found = masks.search
             notes.append(
-                f"--max-loss: ratio {found.ratio:.4f} of {len(found.trials)} tried, by accuracy on {len(labels):,} "
-                f"training images ({100 * found.baseline:.2f} % -> {100 * found.accuracy:.2f} %); no test image was "
-                "looked at, and on test images the loss may differ"
+                f"--max-loss: ratio {found.ratio:.4f} of {len(found.trials)} tried, by accuracy on {facts['test']:,} "
+                f"training {unit} ({100 * found.baseline:.2f} % -> {100 * found.accuracy:.2f} "
+                f"%); no test {unit[:-1]} was looked at, and on test {unit} the loss may differ"
             )
         return masks
     if request.threshold is None and request.ratio is None:

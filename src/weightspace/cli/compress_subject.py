@@ -15,15 +15,14 @@ from weightspace.files import read_json
 from weightspace.training.recipe_files import parse_overrides
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from weightspace.compress import Masks
-    from weightspace.training.data import ImageData
+    from weightspace.training.data import Data
     from weightspace.training.recipe import Recipe
 
-BATCH = 16  # images in the batch that is timed
-_EVALUATED_AT_ONCE = 250
-_HELD_OUT = 5000  # training images that --max-loss looks at, at most a fifth of all
+BATCH = 16  # images or windows of text in the batch that is timed
+_HELD_OUT = 5000  # training images (or tokens) that --max-loss looks at, at most a fifth of all
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +31,9 @@ class Subject:
 
     Attributes:
         model: On the CPU, in evaluation mode.
-        example: What it is called with: `BATCH` training images, or what the user's factory returned.
+        example: What it is called with: `BATCH` images or windows of text, or what the user's factory returned.
         recipe: The recipe that trained it; None for a user's own model.
-        data: Its images; None likewise.
+        data: Its images or text; None likewise.
         seed: The seed of its training.
         words: Where it comes from.
     """
@@ -42,49 +41,35 @@ class Subject:
     model: nn.Module
     example: Any
     recipe: Recipe | None
-    data: ImageData | None
+    data: Data | None
     seed: int
     words: str
 
     def accuracy(self, model: nn.Module) -> float | None:
-        """The share of test images that a model gets right, in evaluation mode; None without data."""
-        return None if self.data is None else self._share(model, self.data.test_images, self.data.test_labels)
+        """The share of test images (or tokens) that a model gets right, in evaluation mode; None without data."""
+        return None if self.data is None else share_right(model, self.data)
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
-        """Training images, as many of each class, on which a ratio may be chosen: the test images stay unseen."""
+    def held_out(self) -> Data:
+        """Data whose test part is held out of training data, to choose a ratio by: the test data stay unseen."""
         if self.data is None:
             raise CompressError("--max-loss needs images to measure accuracy on; give a run's folder, or use --ratio")
-        held = self.data.hold_out(min(0.2, _HELD_OUT / len(self.data.train_labels)), seed=self.seed)
-        return held.test_images, held.test_labels
+        return self.data.hold_out(min(0.2, _HELD_OUT / self.data.num_data), seed=self.seed)
 
-    def accuracy_on(self, model: nn.Module, images: Tensor, labels: Tensor) -> float:
-        """The share of some images that a model gets right."""
-        return self._share(model, images, labels)
 
-    def _share(self, model: nn.Module, images: Tensor, labels: Tensor) -> float:
-        import torch
+def share_right(model: nn.Module, data: Data) -> float:
+    """The share of the labels of a test part that a model gets right, in evaluation mode."""
+    import torch
 
-        from weightspace.training.data import Batches
-
-        if self.data is None:
-            raise CompressError("there are no images to measure accuracy on")
-        batches = Batches(
-            *(images, labels),
-            batch_size=_EVALUATED_AT_ONCE,
-            mean=self.data.mean,
-            std=self.data.std,
-            seed=0,
-            device="cpu",
-            shuffle=False,
-            drop_last=False,
-        )
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        with torch.inference_mode():
-            right = sum(int((model(batch).argmax(1) == wanted).sum()) for batch, wanted in batches.epoch(0))
-        for module, training in modes:
-            module.training = training
-        return right / len(labels)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    right = count = 0
+    with torch.inference_mode():
+        for batch, wanted in data.test_batches(device="cpu").epoch(0):
+            right += int((model(batch).argmax(-1) == wanted).sum())
+            count += wanted.numel()
+    for module, training in modes:
+        module.training = training
+    return right / count
 
 
 def subject_of_run(file: Path, overrides: tuple[str, ...]) -> Subject:
@@ -94,7 +79,6 @@ def subject_of_run(file: Path, overrides: tuple[str, ...]) -> Subject:
         RunError: There are no weights, or no `run.json` beside them.
         DataError: The data are not at hand.
     """
-    from weightspace.training.data import Batches
     from weightspace.training.logs import RUN_FILE
     from weightspace.training.session import load_recipe_data
     from weightspace.training.trained import trained_model
@@ -103,10 +87,7 @@ def subject_of_run(file: Path, overrides: tuple[str, ...]) -> Subject:
     recipe = trained.recipe.with_overrides(parse_overrides(overrides))
     data = load_recipe_data(recipe)
     seed = read_json(Path(trained.source).parent / RUN_FILE).get("seed")
-    batches = Batches(
-        *(data.train_images, data.train_labels), batch_size=BATCH, mean=data.mean, std=data.std, seed=0, device="cpu"
-    )
-    images, _ = next(iter(batches.epoch(0)))
+    images, _ = next(iter(data.train_batches(batch_size=BATCH, seed=0, device="cpu").epoch(0)))
     known = seed if isinstance(seed, int) else 0
     return Subject(trained.model.eval(), images, recipe, data, known, f"{trained.source}, on {data.label}")
 

@@ -114,7 +114,8 @@ def as_table(rows: Sequence[Row]) -> Table:
 
 def legend(subject: Subject, rows: Sequence[Row]) -> str:
     """What the columns are, in one line."""
-    images = "" if subject.data is None else f"; accuracy: on all {len(subject.data.test_labels):,} test images"
+    facts = {} if subject.data is None else subject.data.describe()
+    images = f"; accuracy: on all {facts['test']:,} test {facts.get('unit', 'images')}" if facts else ""
     return (
         "plain, sparse, zipped: bytes of real files, as safetensors, with zeros left out, and plain zipped; MACs: "
         f"multiply-adds for one input; ms: median for a batch of {batch_size(subject.example)} on one thread; faster: "

@@ -123,6 +123,7 @@ def _trained(target: str, request: _Request, *, is_recipe: bool) -> Subject:
     """The model of a recipe or a run, on its own training images if they are at hand."""
     from torch.nn import functional
 
+    from weightspace.training.steps import flat
     from weightspace.training.trained import batch_for, fresh_model, trained_model
 
     path = Path(target)
@@ -139,7 +140,7 @@ def _trained(target: str, request: _Request, *, is_recipe: bool) -> Subject:
         )
     batch = batch_for(recipe, request.images, request.seed)
     labels = batch.labels
-    loss = None if labels is None else (lambda output: functional.cross_entropy(output, labels))
+    loss = None if labels is None else (lambda output: functional.cross_entropy(*flat(output, labels)))
     return Subject(trained.model, batch.images, loss, f"{trained.source}, on {batch.source}")
 
 

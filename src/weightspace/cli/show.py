@@ -75,12 +75,13 @@ def _print_conditions(recipe: Recipe) -> None:
 
 def _print_routing(recipe: Recipe) -> None:
     """Print which rule acts on which parameter, or why that is not known here."""
-    from weightspace.training.trained import image_shape
+    from weightspace.training.trained import model_arguments
 
     try:
-        shape = image_shape(recipe)
+        shape = model_arguments(recipe)
     except DataError as error:
-        print_note(f"which parameters the rules act on depends on the images, which are not here: {error}")
+        what = "images, which are" if recipe.data.context is None else "text, which is"
+        print_note(f"which parameters the rules act on depends on the {what} not here: {error}")
         return
     stdout().print(_routing(recipe, shape))
 

@@ -31,7 +31,7 @@ from weightspace.training.recipe import Recipe, run_fingerprint
 from weightspace.training.sparsity import sparsity_text
 
 if TYPE_CHECKING:
-    from weightspace.training.data import ImageData
+    from weightspace.training.data import Data
 
 __all__ = ["RUN_FILE", "train"]
 
@@ -43,7 +43,7 @@ def train(
     *,
     out: OutOption = None,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Decides initial weights, dropout and the order of the images.")
+        int, typer.Option(min=0, metavar="N", help="Decides initial weights, dropout and the order of the batches.")
     ] = 0,
     set_: SetOption = None,
     resume: ResumeOption = False,
@@ -101,6 +101,7 @@ def _run(
     options: tuple[str, bool, int | None],
 ) -> JsonObject:
     """Load the data and train; `begun` gets the steps done before as soon as the folder is this run's."""
+    from weightspace.training.last_records import temperature_text
     from weightspace.training.loop import train_run
     from weightspace.training.session import load_recipe_data
 
@@ -119,7 +120,7 @@ def _run(
             folder,
             seed=seed,
             data=data,
-            progress=lambda done, total: move(recipe.name, done, total),
+            progress=lambda done, total: move(f"{recipe.name}{temperature_text(folder)}", done, total),
             started=started,
             resume=resume,
             checkpoint_every_epochs=1,
@@ -129,7 +130,7 @@ def _run(
         )
 
 
-def _record(folder: Path, recipe: Recipe, seed: int, data: ImageData, steps: int) -> None:
+def _record(folder: Path, recipe: Recipe, seed: int, data: Data, steps: int) -> None:
     """Write `run.json`; a resumed run keeps what is there and adds when, how and with what it went on."""
     from weightspace.training.environment import machine, versions
 
@@ -148,15 +149,7 @@ def _record(folder: Path, recipe: Recipe, seed: int, data: ImageData, steps: int
         "command": command_line(),
         "versions": versions(),
         "machine": machine(),
-        "data": {
-            "name": data.name,
-            "label": data.label,
-            "source": data.source,
-            "train": len(data.train_labels),
-            "test": len(data.test_labels),
-            "classes": data.num_classes,
-            "checksum": data.checksum,
-        },
+        "data": data.describe(),
         "created": now,
     }
     write_json_atomically(folder / RUN_FILE, run)
@@ -167,8 +160,9 @@ def _tell(folder: Path, result: JsonObject) -> int:
         print_error(f"the run diverged: {result['reason']}; what was reached is in {folder}")
         return DIVERGED
     stdout().print(
-        f"test accuracy {result['test_accuracy']:.2%} after {result['epochs']} epochs ({result['steps']} steps, "
-        f"{result['seconds']:.1f} s, {1000 * result['seconds_per_step']:.2f} ms a step) in {folder}",
+        f"test accuracy {result['test_accuracy']:.2%}{_of_text(result)} after {result['epochs']} epochs "
+        f"({result['steps']} steps, {result['seconds']:.1f} s, {1000 * result['seconds_per_step']:.2f} ms a step) "
+        f"in {folder}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -176,3 +170,10 @@ def _tell(folder: Path, result: JsonObject) -> int:
     if text := sparsity_text(result):
         print_note(text)
     return 0
+
+
+def _of_text(result: JsonObject) -> str:
+    """The numbers that only a run on text has, as the end of a phrase; empty for images."""
+    if result.get("perplexity") is None:
+        return ""
+    return f", perplexity {result['perplexity']:.3f} ({result['bits_per_character']:.3f} bits per character)"

@@ -75,7 +75,8 @@ def _edge(arm: ArmResult, comparison: Comparison) -> str:
 def _unequal_training(comparison: Comparison) -> list[str]:
     """Arms that train longer or in other batches than the baseline: what differs may be that, not the method."""
     baseline = comparison.baseline
-    own, images = _amount(baseline), (comparison.facts.get("data") or {}).get("train")
+    data = comparison.facts.get("data") or {}
+    own, images = _amount(baseline), data.get("samples", data.get("train"))
     other = {arm.arm.name: _amount(arm) for arm in comparison.arms if _amount(arm) != own}
     if not other:
         return []

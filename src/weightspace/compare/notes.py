@@ -30,12 +30,25 @@ def table_notes(comparison: Comparison) -> list[str]:
     edge = any(arm.choice is not None and arm.choice.edge for arm in comparison.arms)
     return [
         interval,
-        "Accuracy: on the test set, after the last epoch.",
+        *_measures(comparison),
         f"Differences: to {plan.settings.baseline}, seed by seed, in percentage points; intervals not adjusted.",
         "p: paired t-test with Holm's adjustment over all arms that were tested.",
         budget_text(comparison),
         "ms/step: median over a run's steps, of the fastest seed; the ratio is to the baseline.",
         *(["* at the edge of what was tried: a better value may lie beyond."] if edge else []),
+    ]
+
+
+def _measures(comparison: Comparison) -> list[str]:
+    """What accuracy is, and perplexity where the data are text."""
+    if not comparison.is_text:
+        return ["Accuracy: on the test set, after the last epoch."]
+    classes = (comparison.facts.get("data") or {}).get("classes")
+    guessing = f"; guessing has {classes:,}" if isinstance(classes, int) else ""
+    return [
+        f"Perplexity: e to the mean test loss per token, after the last epoch{guessing}; the lower the better.",
+        "Trials are chosen by the validation loss.",
+        "Accuracy: part of the test tokens that are the most probable one; differences and tests are of it.",
     ]
 
 

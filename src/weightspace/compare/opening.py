@@ -12,10 +12,10 @@ from weightspace.compare.records import COMPARE_FILE, now, read_facts
 from weightspace.errors import RunError
 from weightspace.files import JsonObject
 from weightspace.training.environment import machine
-from weightspace.training.recipe import Recipe
+from weightspace.training.recipe import IS_ITS_ROOT, Recipe
 
 _SHOWN = 3  # differences named in a refusal; more of them hide the first
-_WITHOUT_EFFECT = {"name", "description", "sweep"}
+_WITHOUT_EFFECT = {"name", "description", "sweep", "sample"}
 _ARMS = ("compare", "arms")
 Keys = tuple[str, ...]
 
@@ -71,7 +71,7 @@ def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     """
     before, after = dict(_flat(old)), dict(_flat(new))
     known_arms = {path[2] for path in before if path[:2] == _ARMS and len(path) > 2}
-    is_folder = before.get(("data", "name")) == "folder"
+    is_folder = before.get(("data", "name")) in IS_ITS_ROOT
     found: list[str] = []
     for path in sorted(before.keys() | after.keys()):
         if path[0] in _WITHOUT_EFFECT or (path == ("data", "root") and not is_folder):

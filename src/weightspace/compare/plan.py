@@ -23,7 +23,8 @@ Stage = Literal["tune", "final"]
 FIRST_TUNING_SEED = 1000  # far from the final seeds 0 .. n-1: no run that chose a setting is also counted for it
 HOLD_OUT_SEED = 0  # one held-out part for all arms and trials
 _LONGEST_SLUG = 60
-_SHARED_DATA = ("name", "root", "train_size", "test_size")  # what decides the images; only augmentation may differ
+# What decides images or text; only augmentation may differ.
+_SHARED_DATA = ("name", "root", "train_size", "test_size", "level", "context")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,14 @@ def loss_of(result: JsonObject) -> float:
     return float(loss) if usable and loss is not None else math.inf
 
 
+def perplexity_of(result: JsonObject, chance: float) -> float | None:
+    """Perplexity that a result counts with: that of guessing when the run diverged; None for runs on images."""
+    value = result.get("perplexity")
+    if result["status"] == "diverged":
+        return 1.0 / chance
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def chance_of(facts: JsonObject) -> float:
     """Accuracy of guessing on the comparison's data."""
     data = cast("dict[str, Any]", facts.get("data") or {})

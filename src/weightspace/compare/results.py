@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from weightspace.compare.plan import Arm, Plan, final_jobs, make_plan, tuning_jobs
-from weightspace.compare.records import COMPARE_FILE, accuracy_of, chance_of, loss_of, read_facts, read_result
+from weightspace.compare.records import (
+    COMPARE_FILE,
+    accuracy_of,
+    chance_of,
+    loss_of,
+    perplexity_of,
+    read_facts,
+    read_result,
+)
 from weightspace.compare.statistics import Estimate, holm, mean_interval, paired_difference
 from weightspace.compare.trials import Choice, choose, value_at
 from weightspace.errors import RunError
@@ -53,6 +61,7 @@ class ArmResult:
             so what makes one slower is what else the machine did.
         time_ratio: `seconds_per_step` over the baseline's.
         missing: Jobs of this arm without a whole result.
+        perplexity: Of text: seed to test perplexity; a diverged run counts as guessing. Empty for images.
     """
 
     arm: Arm
@@ -68,6 +77,7 @@ class ArmResult:
     seconds_per_step: float | None
     time_ratio: float | None
     missing: tuple[str, ...]
+    perplexity: Mapping[int, float] = field(default_factory=dict[int, float])
 
     @property
     def recipe(self) -> Recipe:
@@ -94,6 +104,11 @@ class Comparison:
     def baseline(self) -> ArmResult:
         """The arm that all others are compared with."""
         return next(arm for arm in self.arms if arm.arm.name == self.plan.settings.baseline)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the data are text: its tables have the perplexity."""
+        return is_text(self.plan)
 
     @property
     def level(self) -> float:
@@ -147,7 +162,13 @@ def tuning_choice(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> tuple[C
             complete.append(TrialResult(trial.number, trial.settings, accuracy, loss, diverged))
     if not complete or len(complete) < len(arm.trials):
         return None, tuple(complete)
-    return choose(arm.trials, [(trial.accuracy, trial.loss) for trial in complete]), tuple(complete)
+    scores = [(trial.accuracy, trial.loss) for trial in complete]
+    return choose(arm.trials, scores, by_loss=is_text(plan)), tuple(complete)
+
+
+def is_text(plan: Plan) -> bool:
+    """Whether a comparison's data are text, so that perplexity is what its models are judged by."""
+    return plan.recipe.data.context is not None
 
 
 def _read_arm(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> ArmResult:
@@ -160,6 +181,7 @@ def _read_arm(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> ArmResult:
     missing += [job.name for job in jobs if results[job.seed] is None]
     found = {seed: result for seed, result in results.items() if result is not None}
     accuracy = {seed: accuracy_of(result, chance) for seed, result in found.items()}
+    perplexity = {seed: perplexity_of(result, chance) for seed, result in found.items()} if is_text(plan) else {}
     times = [
         float(r["seconds_per_step"]) for r in found.values() if r["status"] == "done" and r.get("seconds_per_step")
     ]
@@ -177,6 +199,7 @@ def _read_arm(run_dir: Path, plan: Plan, arm: Arm, chance: float) -> ArmResult:
         seconds_per_step=min(times, default=None),
         time_ratio=None,
         missing=tuple(missing),
+        perplexity={seed: value for seed, value in perplexity.items() if value is not None},
     )
 
 

@@ -202,4 +202,6 @@ class _Running:
 def _summary(result: JsonObject) -> str:
     if result.get("status") == "diverged":
         return f"diverged ({result.get('reason')})"
-    return f"{100 * float(result.get('test_accuracy') or 0.0):.2f} %"
+    perplexity = result.get("perplexity")
+    of_text = f", perplexity {float(perplexity):.3f}" if isinstance(perplexity, int | float) else ""
+    return f"{100 * float(result.get('test_accuracy') or 0.0):.2f} %{of_text}"

@@ -22,7 +22,7 @@ from weightspace.compare.notes import (
     tuned_paths,
 )
 from weightspace.compare.results import ArmResult, Comparison, read_comparison
-from weightspace.compare.statistics import Estimate
+from weightspace.compare.statistics import Estimate, mean_interval
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.files import write_json_atomically, write_text_atomically
 
@@ -78,6 +78,7 @@ def table_columns(comparison: Comparison) -> list[str]:
     own = own_heading(comparison)
     return [
         *("arm", settings, *([own] if own else ())),
+        *(("perplexity", f"perplexity, {level}") if comparison.is_text else ()),
         *("test accuracy, %", f"accuracy, {level}", "n", "difference, points"),
         *(f"difference, {level}", "p (Holm)", "diverged", "ms/step", "time ratio"),
     ]
@@ -94,6 +95,7 @@ def table_row(arm: ArmResult, comparison: Comparison) -> list[str]:
         arm.arm.name,
         _settings_cell(arm, shared),
         *([_settings_cell(arm, own, named=heading == OWN_SETTINGS)] if heading else ()),
+        *(_perplexity_cells(arm, comparison) if comparison.is_text else ()),
         f"{100 * arm.estimate.mean:.2f}" if arm.estimate is not None else NO_VALUE,
         _interval(arm.estimate, "{:.2f}"),
         str(len(arm.accuracy)),
@@ -159,6 +161,7 @@ def _arm_values(arm: ArmResult) -> dict[str, Any]:
         "validation_accuracy": arm.choice.score if arm.choice is not None else None,
         "trials": [asdict(trial) for trial in arm.trials],
         "accuracy": {str(seed): value for seed, value in arm.accuracy.items()},
+        **({"perplexity": {str(seed): value for seed, value in arm.perplexity.items()}} if arm.perplexity else {}),
         "mean": asdict(arm.estimate) if arm.estimate is not None else None,
         "difference": asdict(arm.difference) if arm.difference is not None else None,
         "adjusted_p": arm.adjusted_p,
@@ -167,6 +170,16 @@ def _arm_values(arm: ArmResult) -> dict[str, Any]:
         "seconds_per_step": arm.seconds_per_step,
         "time_ratio": arm.time_ratio,
     }
+
+
+def _perplexity_cells(arm: ArmResult, comparison: Comparison) -> tuple[str, str]:
+    """Mean perplexity over seeds, and its interval."""
+    if not arm.perplexity:
+        return NO_VALUE, NO_VALUE
+    estimate = mean_interval(list(arm.perplexity.values()), level=comparison.level)
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.3f}", NO_VALUE
+    return f"{estimate.mean:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}"
 
 
 def _settings_cell(arm: ArmResult, paths: Sequence[str], *, named: bool = False) -> str:

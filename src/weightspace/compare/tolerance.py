@@ -308,5 +308,6 @@ def _cell(recipe: Recipe, arm: SweepArm, results: Sequence[JsonObject], chance: 
 
 def _steps(recipe: Recipe, load: LoadFunction) -> int:
     """Steps of a run, which decide a delay that is a share of it."""
-    images = recipe.data.train_size or len(load(recipe).train_labels)
-    return recipe.train.epochs * max(1, images // recipe.train.batch_size)
+    known = recipe.data.train_size if recipe.data.context is None else None  # of a text it counts tokens, not windows
+    samples = known or load(recipe).samples
+    return recipe.train.epochs * max(1, samples // recipe.train.batch_size)

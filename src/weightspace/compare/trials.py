@@ -108,21 +108,26 @@ def log_uniform(generator: random.Random, low: float, high: float) -> float:
     return min(max(float(f"{value:.4g}"), low), high)
 
 
-def choose(trials: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Choice:
+def choose(trials: Sequence[Trial], scores: Sequence[tuple[float, float]], *, by_loss: bool = False) -> Choice:
     """The trial with the highest validation accuracy; equals go to the lower loss, then to the earlier number.
 
     Args:
         trials: All trials of the plan.
         scores: Mean validation accuracy and mean validation loss (infinite when diverged) of each. A diverged trial
             never wins against one that did not diverge.
+        by_loss: Whether the lowest loss wins, and the accuracy decides between equals: as language models are judged.
 
     >>> trials = [Trial(0, {"lr": 0.1}), Trial(1, {"lr": 0.2}), Trial(2, {"lr": 0.4})]
     >>> choose(trials, [(0.8, 0.5), (0.9, 0.4), (0.9, 0.3)]).edge
     ('lr',)
     """
-    best = min(
-        range(len(trials)), key=lambda index: (math.isinf(scores[index][1]), -scores[index][0], scores[index][1], index)
-    )
+
+    def rank(index: int) -> tuple[bool, float, float, int]:
+        accuracy, loss = scores[index]
+        first, second = (loss, -accuracy) if by_loss else (-accuracy, loss)
+        return math.isinf(loss), first, second, index
+
+    best = min(range(len(trials)), key=rank)
     return Choice(trials[best], scores[best][0], _edges(trials, trials[best]))
 
 

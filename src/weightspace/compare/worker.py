@@ -23,14 +23,14 @@ from weightspace.compare.plan import HOLD_OUT_SEED, Job
 from weightspace.compare.records import finished_run, read_result
 from weightspace.errors import RunError, WeightspaceError
 from weightspace.files import JsonObject, reason_of
-from weightspace.training.data import ImageData
+from weightspace.training.data import Data
 from weightspace.training.recipe import Recipe
 
 TrainFunction = Callable[..., JsonObject]
-LoadFunction = Callable[[Recipe], ImageData]
+LoadFunction = Callable[[Recipe], Data]
 DataInfo = dict[str, Any]
 
-_loaded: dict[str, ImageData] = {}  # check sum to images
+_loaded: dict[str, Data] = {}  # by check sum
 
 
 @dataclass(frozen=True)
@@ -134,23 +134,15 @@ def check_data(info: DataInfo, checksum: str | None) -> None:
         )
 
 
-def describe_data(data: ImageData) -> DataInfo:
+def describe_data(data: Data) -> DataInfo:
     """Facts about a data set for `compare.json`: name, source, sizes, classes and a check sum of every byte.
 
     Cost: one pass over the images, 0.1 s for CIFAR-10.
     """
-    return {
-        "name": data.name,
-        "label": data.label,
-        "source": data.source,
-        "train": len(data.train_labels),
-        "test": len(data.test_labels),
-        "classes": data.num_classes,
-        "checksum": data.checksum,
-    }
+    return data.describe()
 
 
-def _data_of(order: Order) -> ImageData:
+def _data_of(order: Order) -> Data:
     """The comparison's images: loaded and checked at a worker's first job, kept for the others."""
     if order.data_checksum not in _loaded:
         data = order.load(order.job.recipe)

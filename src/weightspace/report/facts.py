@@ -84,7 +84,7 @@ def facts_of(facts: JsonObject) -> list[tuple[str, str]]:
     data, machine, versions = (_table(facts, key) for key in ("data", "machine", "versions"))
     train, test = data.get("train"), data.get("test")
     counted = isinstance(train, int) and isinstance(test, int)
-    sizes = f"{train:,} training and {test:,} test images" if counted else ""
+    sizes = f"{train:,} training and {test:,} test {data.get('unit', 'images')}" if counted else ""
     parts = [data.get("label") or data.get("name"), sizes, data.get("source")]
     workers = f"{facts['workers']} with {facts.get('threads')} threads each" if "workers" in facts else ""
     sessions = cast("list[Any]", facts["resumed"]) if isinstance(facts.get("resumed"), list) else []
@@ -136,6 +136,9 @@ def run_summary(result: JsonObject, curve: Curve) -> tuple[list[str], list[str]]
         if math.isfinite(accuracy)
         else "The run has no test accuracy."
     ]
+    perplexity, bits = (number_of(result, key) for key in ("perplexity", "bits_per_character"))
+    if math.isfinite(perplexity):
+        sentences.append(f"Test perplexity {perplexity:.3f}, {bits:.3f} bits per character.")
     if math.isfinite(speed):
         sentences.append(f"Median time per step: {1000 * speed:.3g} ms; parameters: {result.get('parameters')}.")
     if text := sparsity_text(result):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from weightspace.errors import RunError
 from weightspace.training.json_lines import JsonLines
@@ -63,6 +63,20 @@ class RunLog:
             if self._curves is not None:
                 for key, value in numbers.items():
                     self._curves.add_scalar(f"{key}/{name}", value, step)
+
+    def temperatures(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Log what a sampler's thermometers show at one step.
+
+        Args:
+            step: The training step, counted from 1.
+            records: One a group: `name`, `target`, `kinetic`, `configurational` and so on.
+        """
+        for record in records:
+            self._write({"kind": "temperature", "step": step, **record})
+            if self._curves is not None:
+                for key in ("kinetic", "configurational"):
+                    if math.isfinite(record[key]):
+                        self._curves.add_scalar(f"{key}_temperature/{record['name']}", record[key], step)
 
     def sync(self) -> None:
         """Wait until the records are on the disk; to be called before a checkpoint counts them."""

@@ -25,7 +25,7 @@ from weightspace.files import (
 )
 from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint
 from weightspace.training.constraints import measure_constraints, slack_in
-from weightspace.training.data import ImageData
+from weightspace.training.data import Data
 from weightspace.training.interrupt import stop_requests
 from weightspace.training.json_lines import keep_first_records
 from weightspace.training.logs import METRICS_FILE, RUN_FILE, RunLog, delete_curves
@@ -35,6 +35,8 @@ from weightspace.training.reproducible import reproducible
 from weightspace.training.session import Session, open_session
 from weightspace.training.sparsity import duties_of, vanished_of, zeros_of
 from weightspace.training.steps import ProgressCallback, TrainingLoop
+from weightspace.training.thermometers import thermometers_of
+from weightspace.training.watch import SampleKeeper, Watch
 
 RESULT_FILE = "result.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -46,7 +48,7 @@ def train_run(
     run_dir: Path,
     *,
     seed: int,
-    data: ImageData,
+    data: Data,
     progress: ProgressCallback | None = None,
     started: Callable[[int], None] | None = None,
     resume: bool = False,
@@ -54,6 +56,7 @@ def train_run(
     checkpoint_every_steps: int | None = None,
     tensorboard: bool = False,
     accelerator: str = "auto",
+    keeper: SampleKeeper | None = None,
 ) -> JsonObject:
     """Train once. Writes `metrics.jsonl` as it goes and `result.json` at the end.
 
@@ -65,8 +68,8 @@ def train_run(
     Args:
         recipe: What to train; its `compare` part is ignored.
         run_dir: Folder of the run, made when missing.
-        seed: Decides initial weights, dropout and the order of the images.
-        data: The images, already cut to size (`take`, `hold_out`).
+        seed: Decides initial weights, dropout and the order of the batches.
+        data: The images or the text, already cut to size (`take`, `hold_out`).
         progress: Called with (steps done, steps in all), about ten times a second.
         started: Called once before the first step, with the steps done before: 0 for a run from the beginning.
         resume: Continue from the newest checkpoint in `run_dir`, or give back its finished result. Without it
@@ -76,6 +79,7 @@ def train_run(
         checkpoint_every_steps: Save every so many steps.
         tensorboard: Also write TensorBoard curves to `run_dir/tensorboard`.
         accelerator: Lightning Fabric's name: "auto", "cpu", "cuda" (or "gpu"), "mps".
+        keeper: Gets the weights after the steps that it wants, and is told first from which step the run goes on.
 
     Returns:
         The content of `result.json`.
@@ -95,14 +99,19 @@ def train_run(
         session = open_session(recipe, data, seed=seed, accelerator=accelerator)
         records = _restore(session, run_dir, fingerprint) if resume else _start(run_dir)
         step = session.progress.step
+        thermometers = thermometers_of(session)
+        watch = Watch(session.module, keeper, thermometers)
+        watch.begin(step)
         if started is not None:
             started(step)
         with RunLog(run_dir, records=records, step=step, tensorboard=tensorboard) as log:
-            loop = TrainingLoop(session, run_dir, fingerprint, log, stop=stop, progress=progress)
+            loop = TrainingLoop(session, run_dir, fingerprint, log, stop=stop, progress=progress, watch=watch)
             reason = loop.train(checkpoint_every_epochs, checkpoint_every_steps)
             if keep:
                 _save_weights(session, run_dir / WEIGHTS_FILE)
             result = _result(session, seed=seed, fingerprint=fingerprint, reason=reason)
+            if thermometers is not None:
+                result["temperatures"] = thermometers.records()
             if session.rules is not None:
                 session.rules.remove()
     write_json_atomically(run_dir / RESULT_FILE, result)
@@ -171,7 +180,9 @@ def _restore(session: Session, run_dir: Path, fingerprint: str) -> int:
 
 
 def _save_weights(session: Session, path: Path) -> None:
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in session.module.state_dict().items()}
+    # Copies: a matrix that two layers share would be refused by safetensors, and a reader expects both names.
+    state = session.module.state_dict()
+    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     write_bytes_atomically(path, save(weights, metadata={"recipe": session.recipe.name}))
 
 
@@ -185,6 +196,7 @@ def _result(session: Session, *, seed: int, fingerprint: str, reason: str | None
         "epochs": state.epoch,
         "test_accuracy": state.test_accuracy,
         "test_loss": _finite_or_none(state.test_loss),
+        **{name: _finite_or_none(value) for name, value in session.data.test_metrics(state.test_loss).items()},
         "train_loss": _finite_or_none(state.train_loss),
         "seconds": state.seconds,
         "seconds_per_step": state.median_step,

@@ -18,8 +18,8 @@ class Progress:
         step: Steps done in the whole run.
         loss_sum: Sum of this epoch's batch losses, on the device: reading it there would stop the accelerator.
         train_loss: Mean loss of the last whole epoch.
-        test_loss: Mean loss on the test images at the last evaluation.
-        test_accuracy: Fraction of the test images classified right at the last evaluation.
+        test_loss: Mean loss on the test data at the last evaluation.
+        test_accuracy: Fraction of the test images, or tokens, predicted right at the last evaluation.
         step_seconds: Wall-clock seconds of each step (on accelerators: means over the steps between two checks).
         seconds: Their sum over all steps.
     """

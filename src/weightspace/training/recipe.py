@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from weightspace.errors import RecipeError
-from weightspace.training.recipe_checks import check_rule, rule_options
+from weightspace.training.recipe_checks import check_kinds, check_rule, rule_options
 from weightspace.training.recipe_errors import explain
 from weightspace.training.recipe_files import bundled_recipes, parse_overrides, read_recipe
 from weightspace.training.recipe_paths import set_path
+from weightspace.training.recipe_sampling import SampleSettings
 from weightspace.training.recipe_settings import (
     ArmSettings,
     CompareSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "RandomSearch",
     "Recipe",
     "RuleEntry",
+    "SampleSettings",
     "ScheduleSettings",
     "SweepSettings",
     "TrainSettings",
@@ -53,6 +55,10 @@ __all__ = [
     "load_recipe",
     "run_fingerprint",
 ]
+
+
+IS_ITS_ROOT = ("folder", "text")
+"""Data sets of which the place is all that is known."""
 
 
 class Recipe(Settings):
@@ -66,6 +72,18 @@ class Recipe(Settings):
     rules: tuple[RuleEntry, ...] = ()
     compare: CompareSettings | None = None
     sweep: SweepSettings | None = None
+    sample: SampleSettings | None = None
+
+    @model_validator(mode="after")
+    def _samples_come_of_the_run(self) -> Recipe:
+        if self.sample is not None:
+            self.sample.check(self.train)
+        return self
+
+    @model_validator(mode="after")
+    def _model_reads_the_data(self) -> Recipe:
+        check_kinds(self.data.name, self.model.name, channels_last=self.train.channels_last)
+        return self
 
     @field_validator("rules")
     @classmethod
@@ -112,7 +130,7 @@ class Recipe(Settings):
         return Recipe.from_dict(values, source=f"recipe '{self.name}'")
 
     def for_arm(self, arm: str) -> Recipe:
-        """The recipe that an arm trains: its `set` and `rules` applied, `compare` and `sweep` left out.
+        """The recipe that an arm trains: its `set` and `rules` applied; `compare`, `sweep` and `sample` left out.
 
         Args:
             arm: Name of an arm.
@@ -123,7 +141,7 @@ class Recipe(Settings):
         arms = self.compare.arms if self.compare is not None else {}
         if arm not in arms:
             raise RecipeError(f"recipe '{self.name}' has no arm '{arm}'; its arms are {', '.join(arms) or 'none'}")
-        values = self.to_dict() | {"compare": None, "sweep": None}
+        values = self.to_dict() | {"compare": None, "sweep": None, "sample": None}
         if (rules := arms[arm].rules) is not None:
             values["rules"] = list(rules)
         for path, value in arms[arm].set.items():
@@ -185,7 +203,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 def run_fingerprint(recipe: Recipe, seed: int) -> str:
     """Hash of the settings that decide the numbers of one run.
 
-    Names, descriptions, the folder of the data files and the comparison or sweep around the run do not count.
+    Names, descriptions, the folder of the data files and the comparison, sweep or sampling around the run do not count.
 
     Args:
         recipe: The recipe as trained (`for_arm` and tuned values applied).
@@ -197,8 +215,10 @@ def run_fingerprint(recipe: Recipe, seed: int) -> str:
     values = recipe.to_dict()
     decisive = {key: values[key] for key in ("data", "model", "train", "rules")}
     _leave_out_unused(decisive["train"])
-    if recipe.data.name != "folder":  # there the folder is the data
+    if recipe.data.name not in IS_ITS_ROOT:
         del decisive["data"]["root"]
+    if recipe.data.level is None:  # images: these keys came with texts, and runs from before stay what they were
+        del decisive["data"]["level"], decisive["data"]["context"]
     text = json.dumps([decisive, seed], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -209,3 +229,8 @@ def _leave_out_unused(train: dict[str, Any]) -> None:
         del train["optimizer"]["manifold_lr_factor"]
     if train["schedule"]["name"] != "power":
         del train["schedule"]["rate"], train["schedule"]["exponent"]
+    if train["schedule"]["name"] != "cyclical":
+        del train["schedule"]["cycles"], train["schedule"]["exploration"]
+    for key in ("temperature", "friction"):
+        if train["schedule"][key] is None:
+            del train["schedule"][key]

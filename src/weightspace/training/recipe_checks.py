@@ -130,6 +130,32 @@ def check_text_options(name: str, given: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} belongs to texts ({', '.join(texts)}), not to '{name}'; leave it out")
 
 
+def check_sampler_schedule(optimizer: str, options: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+    """Check that ramps of temperature and friction have an option to act on.
+
+    Args:
+        optimizer: Class name.
+        options: Its options.
+        schedule: The recipe's `train.schedule`.
+
+    Raises:
+        ValueError: The optimizer has no such option, or the ramp contradicts another one.
+    """
+    from weightspace.training.optimizers import SAMPLER
+
+    for key in ("temperature", "friction"):
+        if schedule[key] is None:
+            continue
+        if optimizer != SAMPLER:
+            raise ValueError(f"schedule.{key} belongs to {SAMPLER}, and {optimizer} has no {key}; leave it out")
+        if options.get(key) is not None:
+            raise ValueError(f"optimizer.options.{key} and schedule.{key} both set the {key}; leave out one of them")
+    if schedule["friction"] is not None and options.get("momentum") is not None:
+        raise ValueError("schedule.friction and optimizer.options.momentum both set the damping; leave out one of them")
+    if schedule["friction"] is not None and not schedule["friction"]["start"] * schedule["friction"]["end"]:
+        raise ValueError("schedule.friction should be above 0 at both ends: without it no temperature is kept")
+
+
 def check_kinds(data: str, model: str, *, channels_last: bool) -> None:
     """Check that a model reads what the data set consists of.
 

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from weightspace.training.optimizers import SUBMANIFOLD
-from weightspace.training.recipe_checks import check_augment, check_data, check_model, check_optimizer, check_rule
+from weightspace.training.recipe_checks import (
+    check_augment,
+    check_data,
+    check_model,
+    check_optimizer,
+    check_rule,
+    check_sampler_schedule,
+    check_text_options,
+    text_defaults,
+)
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
 # Strict: `epochs: true` is no 1 and `lr: "0.1"` no number. An integer is a number all the same.
@@ -36,13 +45,28 @@ class Settings(BaseModel):
 
 
 class DataSettings(Settings):
-    """Which images: `data:` in a recipe."""
+    """Which images, or which text in which tokens: `data:` in a recipe."""
 
     name: str
     train_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
     root: str | None = None
     augment: tuple[str, ...] = ()
+    level: Literal["character", "word"] | None = None
+    context: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults_of_text(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        return {**values, **text_defaults(given.get("name")), **given}
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_data(self) -> DataSettings:
+        check_text_options(self.name, {"level": self.level, "context": self.context, "augment": self.augment})
+        return self
 
     @field_validator("name")
     @classmethod
@@ -88,15 +112,31 @@ class OptimizerSettings(Settings):
         return self
 
 
-class ScheduleSettings(Settings):
-    """Learning rate over the run, per step: `train.schedule:`. Epochs may be fractions."""
+class RampSettings(Settings):
+    """A number that goes from `start` to `end` within so many epochs and stays there: temperature or friction."""
 
-    name: Literal["constant", "cosine", "step", "power"] = "constant"
+    start: Annotated[Number, Field(ge=0)]
+    end: Annotated[Number, Field(ge=0)]
+    epochs: Positive
+
+
+class ScheduleSettings(Settings):
+    """Learning rate over the run, per step: `train.schedule:`. Epochs may be fractions.
+
+    Under `cyclical` a sampler's temperature follows: 0 in the first part of a cycle, `exploration`. `temperature` and
+    `friction` are ramps of a sampler's options of these names.
+    """
+
+    name: Literal["constant", "cosine", "step", "power", "cyclical"] = "constant"
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     milestones: tuple[Positive, ...] = ()
     gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
     rate: Positive | None = None
     exponent: Positive = 1.0
+    cycles: PositiveInt | None = None
+    exploration: Annotated[Number, Field(ge=0, lt=1)] = 0.8
+    temperature: RampSettings | None = None
+    friction: RampSettings | None = None
 
     @model_validator(mode="after")
     def _milestones_belong_to_step(self) -> ScheduleSettings:
@@ -112,6 +152,18 @@ class ScheduleSettings(Settings):
             raise ValueError("the schedule 'power' is lr / (1 + rate * step)^exponent and needs a rate, such as 0.01")
         if self.name != "power" and (self.rate is not None or self.exponent != 1.0):
             raise ValueError(f"rate and exponent belong to the schedule 'power', not to '{self.name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _cycles_belong_to_cyclical(self) -> ScheduleSettings:
+        if self.name == "cyclical" and self.cycles is None:
+            raise ValueError("the schedule 'cyclical' needs the number of cycles in the run, for example cycles: 4")
+        if self.name == "cyclical" and self.warmup_epochs:
+            raise ValueError("the schedule 'cyclical' begins every cycle anew and has no warm-up; leave it out")
+        if self.name == "cyclical" and self.temperature is not None:
+            raise ValueError("the schedule 'cyclical' has the temperature follow its cycles; leave out the ramp")
+        if self.name != "cyclical" and (self.cycles is not None or self.exploration != 0.8):
+            raise ValueError(f"cycles and exploration belong to the schedule 'cyclical', not to '{self.name}'")
         return self
 
 
@@ -135,6 +187,12 @@ class TrainSettings(Settings):
         if self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) should be below epochs ({self.epochs})"
+            )
+        check_sampler_schedule(self.optimizer.name, self.optimizer.options, self.schedule.model_dump())
+        if self.schedule.cycles is not None and self.epochs % self.schedule.cycles:
+            raise ValueError(
+                f"epochs ({self.epochs}) should be a multiple of schedule.cycles ({self.schedule.cycles}): all cycles "
+                "are equally long"
             )
         if self.precision == "16-mixed" and self.optimizer.options.get("fused"):
             raise ValueError(

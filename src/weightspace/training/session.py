@@ -149,9 +149,10 @@ class Session:
     def _check_origin(self, then: Mapping[str, str]) -> None:
         now = self.origin
         if then["data"] != now["data"]:
+            is_are, those = ("is", "that") if self.data.kind == "text" else ("are", "those")
             raise RunError(
-                f"the {self.data.kind} of '{self.data.name}' found now ({now['source']}) are not those that this run was started "
-                f"with ({then['source']}); restore those, or start anew with --fresh"
+                f"the {self.data.kind} of '{self.data.name}' found now ({now['source']}) {is_are} not {those} that "
+                f"this run was started with ({then['source']}); restore {those}, or start anew with --fresh"
             )
         changed = [f"{key} {then[key]}, now {now[key]}" for key in ("torch", "device") if then[key] != now[key]]
         if changed:
@@ -191,7 +192,7 @@ def open_session(recipe: Recipe, data: Data, *, seed: int, accelerator: str = "a
 
     Raises:
         RecipeError: Model, optimizer or accelerator cannot be built as asked.
-        DataError: The data set has fewer images than a batch.
+        DataError: The data set has fewer images, or windows of text, than a batch.
         SelectionError, RuleError, AttachError: A rule does not fit the model.
     """
     train = recipe.train
@@ -202,7 +203,7 @@ def open_session(recipe: Recipe, data: Data, *, seed: int, accelerator: str = "a
         module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
     # Before the optimizer, whose state is made beside the weights: Fabric moves weights only.
     module = fabric.strategy.precision.convert_module(module.to(fabric.device))
-    inner = make_optimizer(recipe, module, num_data=len(data.train_labels))
+    inner = make_optimizer(recipe, module, num_data=data.num_data)
     model, optimizer = fabric.setup(module, inner)
     rules = _attach(recipe, inner, module)
     if rules is not None and rules.needs_closure and train.precision == "16-mixed":

@@ -21,6 +21,7 @@ from weightspace.training.checkpoint import save_checkpoint
 from weightspace.training.interrupt import Interrupted, StopRequest
 from weightspace.training.logs import RunLog
 from weightspace.training.session import Session
+from weightspace.training.watch import Watch
 
 ProgressCallback = Callable[[int, int], None]
 _CHECK_EVERY = 50  # steps between looks at the loss on an accelerator
@@ -37,6 +38,7 @@ class TrainingLoop:
         log: Where records go.
         stop: Asked after every check whether to save and stop.
         progress: Called with (steps done, steps in all), about ten times a second.
+        watch: Looks after samples and thermometers.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class TrainingLoop:
         *,
         stop: StopRequest,
         progress: ProgressCallback | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch if watch is not None and watch.is_needed else None
         self.session = session
         self.run_dir = run_dir
         self.fingerprint = fingerprint
@@ -88,7 +92,7 @@ class TrainingLoop:
         compute, step, set_rate = self._gradient_of_batch(), session.step, session.set_rate
         channels_last, needs_closure = settings.channels_last, session.needs_closure
         is_measuring = settings.measure_every is not None and session.has_measurements
-        rules = session.rules
+        rules, watch = session.rules, self.watch
         measure_every, check_every = settings.measure_every or 1, self.check_every
         in_epoch, checked, tick = len(session.train), state.step, time.perf_counter()
         for images, labels in session.train.epoch(state.epoch, state.batch):
@@ -109,7 +113,8 @@ class TrainingLoop:
             taken = state.step if rules is None else rules.steps
             is_measured = is_measuring and (taken - 1) % measure_every == 0  # rules measure their first step
             is_saved = every_steps is not None and state.step % every_steps == 0 and state.batch < in_epoch
-            if is_measured or is_saved or state.step - checked == check_every or state.batch == in_epoch:
+            is_watched = watch is not None and watch.wants(state.step)
+            if is_measured or is_saved or is_watched or state.step - checked == check_every or state.batch == in_epoch:
                 # Reading the loss waits for the device, so this is the time of the steps and of nothing else.
                 self._check_loss(checked)
                 now = time.perf_counter()
@@ -126,7 +131,7 @@ class TrainingLoop:
 
         def compute(images: Tensor, labels: Tensor) -> Tensor:
             zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(images), labels, label_smoothing=smoothing)
+            loss = F.cross_entropy(*flat(forward(images), labels), label_smoothing=smoothing)
             backward(loss)
             if clip is not None:
                 session.fabric.clip_gradients(session.model, session.optimizer, max_norm=clip, error_if_nonfinite=False)
@@ -152,10 +157,13 @@ class TrainingLoop:
             "train_loss": state.train_loss,
             "test_loss": state.test_loss,
             "test_accuracy": state.test_accuracy,
+            **session.data.test_metrics(state.test_loss),
             "lr": self._last_lr(),
             "seconds": state.seconds,
         }
         self.log.epoch(record)
+        if self.watch is not None:
+            self.watch.judge(state.step)
 
     def _last_lr(self) -> float:
         """The learning rate of the step just done."""
@@ -175,6 +183,10 @@ class TrainingLoop:
         state = self.session.progress
         if is_measured:
             self.log.layers(state.step, self.session.measurements())
+        if self.watch is not None:
+            if is_measured:
+                self.watch.log(state.step, self.log)
+            self.watch.act(state.step)
         if self.report is not None and now - self._reported > _PROGRESS_SECONDS:
             self.report(state.step, self.session.steps)
             self._reported = now
@@ -222,8 +234,16 @@ class _Closure:
         return self._loss
 
 
+def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `(..., classes)` and labels `(...)` as a list of predictions: `(n, classes)` and `(n,)`.
+
+    What is flat already, as images are, passes through untouched.
+    """
+    return (logits, labels) if labels.dim() == 1 else (logits.flatten(0, -2), labels.flatten())
+
+
 def evaluate(session: Session) -> tuple[float, float]:
-    """Mean loss and accuracy (fraction) on the test images, in evaluation mode, without gradients.
+    """Mean loss and accuracy (fraction) over the labels of the test data, in evaluation mode, without gradients.
 
     The loss is the plain cross-entropy: label smoothing belongs to training.
     """
@@ -236,7 +256,7 @@ def evaluate(session: Session) -> tuple[float, float]:
         for images, labels in session.test.epoch(0):
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901 - the same images
-            logits = session.forward(images)
+            logits, labels = flat(session.forward(images), labels)  # noqa: PLW2901 - the same labels
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)

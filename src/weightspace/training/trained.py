@@ -15,7 +15,7 @@ from weightspace.errors import DataError, RunError
 from weightspace.files import read_json
 from weightspace.training.checkpoint import newest_checkpoint, read_checkpoint
 from weightspace.training.constraints import slack_in
-from weightspace.training.data import DATASETS, Batches, load_data
+from weightspace.training.data import DATASETS
 from weightspace.training.logs import RUN_FILE
 from weightspace.training.loop import RESULT_FILE, WEIGHTS_FILE
 from weightspace.training.models import build_model
@@ -41,11 +41,11 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class LabelledBatch:
-    """Images `(N, C, H, W)`, normalized as in training, and labels `(N,)`; None where the data are not at hand.
+    """Images `(N, C, H, W)`, normalized as in training, and labels `(N,)`; or tokens and the tokens that follow.
 
     Attributes:
-        images: The images, or noise of mean square one.
-        labels: Their classes; None for noise.
+        images: The images, or noise of mean square one; of text the tokens `(N, context)`, or random ones.
+        labels: Their classes; None where the data are not at hand.
         source: What it is, in words.
     """
 
@@ -54,30 +54,32 @@ class LabelledBatch:
     source: str
 
 
-def image_shape(recipe: Recipe) -> dict[str, int]:
-    """What a recipe's model needs to know of the images. Published data sets need not be there for that.
+def model_arguments(recipe: Recipe) -> dict[str, int]:
+    """What a recipe's model needs to know of its data. Published data sets need not be there for that.
 
     Raises:
-        DataError: The data set is a folder of the user's that is not there.
+        DataError: The data set is a folder or a text of the user's that is not there.
     """
     info = DATASETS[recipe.data.name]
+    size = info.vocabulary.get(recipe.data.level or "")
+    if size is not None and recipe.data.context is not None:
+        return {"vocabulary": size, "context": recipe.data.context}
     if info.shape is not None and info.class_names:
         channels, _, size = info.shape
         return {"in_channels": channels, "image_size": size, "num_classes": len(info.class_names)}
-    data = load_data(info.name, root=recipe.data.root, download=False)
-    return {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
+    return load_recipe_data(recipe, download=False).model_arguments
 
 
 def fresh_model(recipe: Recipe, seed: int = 0) -> Trained:
     """The recipe's model as a run with this seed starts. Torch's generators are left as they were.
 
     Raises:
-        DataError: See `image_shape`.
+        DataError: See `model_arguments`.
         RecipeError: The model cannot be built.
     """
     with torch.random.fork_rng():
         seed_stream(seed, "initialization")
-        model = build_model(recipe.model.name, **image_shape(recipe), **recipe.model.options)
+        model = build_model(recipe.model.name, **model_arguments(recipe), **recipe.model.options)
     return Trained(model, recipe, f"a fresh {recipe.model.name} of the recipe {recipe.name}, seed {seed}")
 
 
@@ -122,24 +124,34 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 def batch_for(recipe: Recipe, size: int, seed: int = 0) -> LabelledBatch:
-    """The first training images of a run with this seed, not augmented; noise if the data are not at hand.
+    """The first training images, or windows of text, of a run with this seed; noise if the data are not at hand.
+
+    Images are not augmented.
 
     Raises:
-        DataError: The shape of the images is not known without them, or there are fewer than `size`.
+        DataError: The shape of the data is not known without them, or there are fewer than `size`.
     """
     try:
         data = load_recipe_data(recipe)
     except DataError as error:
-        shape = image_shape(recipe)
-        side = shape["image_size"]
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noise = torch.randn(size, shape["in_channels"], side, side, generator=generator, device="cpu")
-        return LabelledBatch(noise, None, f"{size} images of noise, because the data are not at hand ({error})")
-    batches = Batches(
-        *(data.train_images, data.train_labels), batch_size=size, mean=data.mean, std=data.std, seed=seed, device="cpu"
-    )
-    images, labels = next(iter(batches.epoch(0)))
-    return LabelledBatch(images, labels, f"{size} training images of {data.label}")
+        noise, what = _noise(model_arguments(recipe), size, torch.Generator("cpu").manual_seed(seed))
+        return LabelledBatch(noise, None, f"{size} {what}, because the data are not at hand ({error})")
+    batches = data.train_batches(batch_size=size, seed=seed, device="cpu")
+    inputs, labels = next(iter(batches.epoch(0)))
+    what = "training images" if data.kind == "images" else "windows of training text"
+    return LabelledBatch(inputs, labels, f"{size} {what} of {data.label}")
+
+
+def _noise(arguments: Mapping[str, int], size: int, generator: torch.Generator) -> tuple[Tensor, str]:
+    """Random inputs for a model that was built with these arguments, and what they are."""
+    if "vocabulary" in arguments:
+        shape = (size, arguments["context"])
+        return torch.randint(
+            arguments["vocabulary"], shape, generator=generator, device="cpu"
+        ), "windows of random tokens"
+    side = arguments["image_size"]
+    noise = torch.randn(size, arguments["in_channels"], side, side, generator=generator, device="cpu")
+    return noise, "images of noise"
 
 
 def weights_in(folder: Path) -> Path:

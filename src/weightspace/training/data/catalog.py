@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from weightspace.training.data.kind import Kind
+
 
 @dataclass(frozen=True)
 class Remote:
@@ -33,7 +35,7 @@ class DatasetInfo:
     Attributes:
         name: Name for `load_data`.
         title: Name for titles of tables and plots.
-        family: Its own file format, beside parquet and arrow files.
+        family: Its own file format, beside parquet and arrow files; `"text"` for everything that is text.
         class_names: In the order of the labels; empty where the files decide.
         shape: `(channels, height, width)`; `None` where the files decide.
         train_size: Training images of the published data set; 0 where the files decide.
@@ -43,11 +45,12 @@ class DatasetInfo:
         system_folders: Where operating-system packages put it.
         system_package: How to install such a package, as a command.
         hub_names: Names on the Hugging Face hub, the present one first.
+        vocabulary: Of a published text: number of different tokens by level, the unknown one included.
     """
 
     name: str
     title: str
-    family: Literal["digits", "idx", "cifar", "folder"]
+    family: Literal["digits", "idx", "cifar", "folder", "text"]
     class_names: tuple[str, ...] = ()
     shape: tuple[int, int, int] | None = None
     train_size: int = 0
@@ -57,6 +60,12 @@ class DatasetInfo:
     system_folders: tuple[str, ...] = ()
     system_package: str = ""
     hub_names: tuple[str, ...] = ()
+    vocabulary: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def kind(self) -> Kind:
+        """What the data set consists of."""
+        return "text" if self.family == "text" else "images"
 
 
 def _idx_remotes(mirrors: tuple[str, ...], checksums: Mapping[str, str]) -> tuple[Remote, ...]:
@@ -181,7 +190,30 @@ _ENTRIES = (
         hub_names=("uoft-cs/cifar100", "cifar100"),
     ),
     DatasetInfo("folder", "image folder", "folder"),
+    DatasetInfo("verses", "103 verses", "text"),
+    DatasetInfo(
+        "bible-kjv",
+        "King James Bible",
+        "text",
+        system_package="apt-get install bible-kjv",
+        vocabulary={"character": 64},
+    ),
+    DatasetInfo(
+        "wikitext-2",
+        "WikiText-2",
+        "text",
+        hub_names=("Salesforce/wikitext", "wikitext"),
+        vocabulary={"word": 33_278},
+    ),
+    DatasetInfo(
+        "penn-treebank",
+        "Penn Treebank",
+        "text",
+        hub_names=("ptb-text-only/ptb_text_only", "ptb_text_only"),
+        vocabulary={"word": 10_000},
+    ),
+    DatasetInfo("text", "text", "text"),
 )
 
 DATASETS: Mapping[str, DatasetInfo] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
-"""Every data set that `load_data` knows, by name."""
+"""Every data set that `load_data` (images) and `load_text` know, by name."""

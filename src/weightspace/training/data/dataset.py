@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from weightspace.errors import DataError
+from weightspace.training.data.batches import Batches
 from weightspace.training.data.splits import Split, channel_statistics, check_split, shape_text
 from weightspace.training.data.subsets import balanced_indices, split_indices
+
+# Images at a time. On a CPU 1,000 fall out of the cache and take twice as long as 250; an accelerator wants many.
+_EVALUATION_BATCH_ON_CPU, _EVALUATION_BATCH = 250, 1000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,6 +83,26 @@ class ImageData:
         )
 
     @property
+    def kind(self) -> Literal["images"]:
+        """`"images"`."""
+        return "images"
+
+    @property
+    def samples(self) -> int:
+        """Training images."""
+        return len(self.train_labels)
+
+    @property
+    def num_data(self) -> int:
+        """Terms of the likelihood, which the training loss is the mean of: training images."""
+        return len(self.train_labels)
+
+    @property
+    def model_arguments(self) -> dict[str, int]:
+        """What `build_model` needs to know of the images."""
+        return {"in_channels": self.in_channels, "image_size": self.image_size, "num_classes": self.num_classes}
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
@@ -90,12 +117,16 @@ class ImageData:
         """Height and width in pixels."""
         return int(self.train_images.shape[-1])
 
-    @cached_property
+    @property
     def checksum(self) -> str:
         """`"sha256:..."` of every byte of images and labels, training before test.
 
         Cost: one pass, 0.1 s for CIFAR-10; computed once.
         """
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
         digest = hashlib.sha256()
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(tensor.contiguous().numpy().data)
@@ -141,6 +172,55 @@ class ImageData:
             Split(self.train_images[held_out], self.train_labels[held_out]),
             f"{len(held_out):,} of the training images held out as test images (seed {seed})",
         )
+
+    def train_batches(
+        self, *, batch_size: int, seed: int, device: torch.device | str, augment: Sequence[str] = ()
+    ) -> Batches:
+        """Batches to train on: shuffled, augmented, a smaller last batch left out.
+
+        Raises:
+            DataError: See `Batches`.
+        """
+        return Batches(
+            self.train_images,
+            self.train_labels,
+            batch_size=batch_size,
+            mean=self.mean,
+            std=self.std,
+            augment=augment,
+            seed=seed,
+            device=device,
+        )
+
+    def test_batches(self, *, device: torch.device | str) -> Batches:
+        """Batches of the test images in order, every image once."""
+        return Batches(
+            self.test_images,
+            self.test_labels,
+            batch_size=_EVALUATION_BATCH_ON_CPU if torch.device(device).type == "cpu" else _EVALUATION_BATCH,
+            mean=self.mean,
+            std=self.std,
+            seed=0,
+            device=device,
+            shuffle=False,
+            drop_last=False,
+        )
+
+    def test_metrics(self, test_loss: float) -> dict[str, float]:
+        """No further numbers: loss and accuracy say it all."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for run records: name, label, source, sizes, classes and check sum. Cost: that of `checksum`."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "source": self.source,
+            "train": len(self.train_labels),
+            "test": len(self.test_labels),
+            "classes": self.num_classes,
+            "checksum": self.checksum,
+        }
 
     def _with_splits(self, train: Split, test: Split, note: str) -> ImageData:
         mean, std = channel_statistics(train.images)

@@ -33,8 +33,8 @@ def load_data(
     packages and the caches of Hugging Face, in this order; and then downloaded, with check sums.
 
     Args:
-        name: A name in `DATASETS`: `"digits"`, `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`, or `"folder"`
-            for image folders (which need `root`).
+        name: A name of images in `DATASETS`: `"digits"`, `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`, or
+            `"folder"` for image folders (which need `root`). Texts have `load_text`.
         root: Folder, archive or file of the data set.
         download: Whether to download what is found nowhere.
         progress: Called during downloads with file name, bytes received and bytes expected (or `None`).
@@ -47,6 +47,8 @@ def load_data(
     (10, 1, 8, 1297, 500)
     """
     info = _lookup(name)
+    if info.kind == "text":
+        raise DataError(f"The data set {name!r} is text: load it with load_text({name!r}).")
     if info.family == "digits":
         if root is not None:
             raise DataError('The data set "digits" comes with scikit-learn and takes no root=: leave it out.')
@@ -63,8 +65,14 @@ def load_data(
 def _lookup(name: str) -> DatasetInfo:
     if name in DATASETS:
         return DATASETS[name]
+    raise unknown_name(name)
+
+
+def unknown_name(name: str) -> DataError:
+    """The error for a name that no data set has."""
     known = ", ".join(map(repr, DATASETS))
-    raise DataError(f"Unknown data set {name!r}: choose among {known}.{nearest(name, DATASETS, ' Did you mean {!r}?')}")
+    guess = nearest(name, DATASETS, " Did you mean {!r}?")
+    return DataError(f"Unknown data set {name!r}: choose among {known}.{guess}")
 
 
 def read_place(info: DatasetInfo, path: Path) -> Found | None:

@@ -109,7 +109,7 @@ def _read_split(files: list[Path], channels: int | None) -> tuple[Split, str]:
     labels: list[int] = []
     names: list[str] = []
     for file in files:
-        table = _read_table(file)
+        table = read_table_file(file)
         values = _image_values(table, file)
         encoded.extend(values)
         labels.extend(_label_values(table, file))
@@ -122,7 +122,12 @@ def _read_split(files: list[Path], channels: int | None) -> tuple[Split, str]:
     return Split(images, labels_tensor(labels)), encoding
 
 
-def _read_table(file: Path) -> Any:
+def read_table_file(file: Path) -> Any:
+    """One parquet or arrow file as pyarrow's table.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is damaged.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -143,7 +148,12 @@ def _read_table(file: Path) -> Any:
         ) from error
 
 
-def _column(table: Any, file: Path, wanted: tuple[str, ...]) -> Any:
+def column_of(table: Any, file: Path, wanted: tuple[str, ...]) -> Any:
+    """The first of some columns that a table has.
+
+    Raises:
+        DataError: It has none of them.
+    """
     for name in wanted:
         if name in table.column_names:
             return table.column(name)
@@ -151,7 +161,7 @@ def _column(table: Any, file: Path, wanted: tuple[str, ...]) -> Any:
 
 
 def _image_values(table: Any, file: Path) -> list[bytes]:
-    values: list[Any] = _column(table, file, IMAGE_COLUMNS).to_pylist()
+    values: list[Any] = column_of(table, file, IMAGE_COLUMNS).to_pylist()
     encoded: list[bytes] = []
     for row, value in enumerate(values):
         data = value.get("bytes") if isinstance(value, dict) else value
@@ -165,7 +175,7 @@ def _image_values(table: Any, file: Path) -> list[bytes]:
 
 
 def _label_values(table: Any, file: Path) -> list[int]:
-    values: list[Any] = _column(table, file, LABEL_COLUMNS).to_pylist()
+    values: list[Any] = column_of(table, file, LABEL_COLUMNS).to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, int):
             raise DataError(f"{file}, row {row}: expected an integer label, found {value!r}.")

@@ -1,8 +1,8 @@
-"""Models to train: a registry of small image classifiers, built by name, without torchvision.
+"""Models to train: a registry of small image classifiers and a language model, built by name, without torchvision.
 
 >>> import torch
 >>> sorted(MODELS)
-['alexnet', 'mlp', 'plain', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'vgg']
+['alexnet', 'mlp', 'plain', 'resnet18', 'resnet20', 'resnet34', 'resnet56', 'resnet8', 'transformer', 'vgg']
 >>> net = build_model("vgg", in_channels=1, image_size=8, num_classes=10, widths=[16, 32])
 >>> net(torch.zeros(2, 1, 8, 8)).shape
 torch.Size([2, 10])
@@ -20,16 +20,22 @@ from typing import Any
 from torch import nn
 
 from weightspace.errors import RecipeError
+from weightspace.training.data.kind import Kind
 from weightspace.training.models.alexnet import AlexNet
 from weightspace.training.models.checks import hint
 from weightspace.training.models.mlp import MLP
 from weightspace.training.models.plain import Plain
 from weightspace.training.models.resnet import ResNet, cifar_resnet, imagenet_resnet
+from weightspace.training.models.transformer import Transformer
 from weightspace.training.models.vgg import VGG
 
-__all__ = ["MLP", "MODELS", "VGG", "AlexNet", "ModelEntry", "Plain", "ResNet", "build_model"]
+__all__ = ["MLP", "MODELS", "VGG", "AlexNet", "ModelEntry", "Plain", "ResNet", "Transformer", "build_model"]
 
-_FROM_THE_DATA = ("in_channels", "image_size", "num_classes")
+FROM_THE_DATA: Mapping[Kind, tuple[str, ...]] = {
+    "images": ("in_channels", "image_size", "num_classes"),
+    "text": ("vocabulary", "context"),
+}
+"""What a model is told of its data, by what the data consist of: `model_arguments` of a data set."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,21 @@ class ModelEntry:
     Attributes:
         name: What recipes call the model.
         summary: One line for tables and help.
-        builder: Called with in_channels, image_size, num_classes and the options, all by keyword.
+        builder: Called with what `FROM_THE_DATA` lists and the options, all by keyword.
+        reads: What its data consist of.
     """
 
     name: str
     summary: str
     builder: Callable[..., nn.Module]
+    reads: Kind = "images"
 
     @property
     def options(self) -> Mapping[str, Any]:
         """The options a recipe may set, with their defaults, read from the builder's signature."""
         parameters = inspect.signature(self.builder).parameters.values()
-        return {p.name: p.default for p in parameters if p.name not in _FROM_THE_DATA and p.default is not p.empty}
+        from_the_data = FROM_THE_DATA[self.reads]
+        return {p.name: p.default for p in parameters if p.name not in from_the_data and p.default is not p.empty}
 
 
 _ENTRIES = (
@@ -79,13 +88,16 @@ _ENTRIES = (
         "He et al. 2015, table 1: 21.3 million parameters",
         partial(imagenet_resnet, "resnet34", (3, 4, 6, 3)),
     ),
+    ModelEntry(
+        "transformer", "decoder-only, pre-norm, for text: 0.8 million parameters on characters", Transformer, "text"
+    ),
 )
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 """Every model by name."""
 
 
-def build_model(name: str, *, in_channels: int, image_size: int, num_classes: int, **options: Any) -> nn.Module:
+def build_model(name: str, **arguments: Any) -> nn.Module:
     """Builds a model with freshly drawn weights.
 
     Weights come from torch's global generator: call `torch.manual_seed` before, and the same seed gives the same
@@ -93,16 +105,16 @@ def build_model(name: str, *, in_channels: int, image_size: int, num_classes: in
 
     Args:
         name: A key of `MODELS`.
-        in_channels: Image channels: 1 for gray, 3 for color.
-        image_size: Image height and width in pixels.
-        num_classes: Number of logits.
-        **options: The model's own options; `MODELS[name].options` lists them with their defaults.
+        **arguments: What the model must know of its data, which `data.model_arguments` holds: `in_channels` (1 for
+            gray, 3 for color), `image_size` in pixels and `num_classes` for images; `vocabulary` and `context` for
+            text. And the model's own options; `MODELS[name].options` lists them with their defaults.
 
     Returns:
         The model in training mode, float32 (or torch's default dtype), on the CPU (or torch's default device).
 
     Raises:
-        RecipeError: Unknown name or option (the nearest known one is named), or a value out of range.
+        RecipeError: Unknown name or option (the nearest known one is named), a model for another kind of data, or a
+            value out of range.
 
     >>> build_model("resnet19", in_channels=3, image_size=32, num_classes=10)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -111,7 +123,14 @@ def build_model(name: str, *, in_channels: int, image_size: int, num_classes: in
     entry = MODELS.get(name)
     if entry is None:
         raise RecipeError(f'Model "{name}" is unknown: {hint(name, MODELS)}')
-    for option in options:
-        if option not in entry.options:
+    needed = FROM_THE_DATA[entry.reads]
+    for argument in needed:
+        if argument not in arguments:
+            raise RecipeError(
+                f'Model "{name}" reads {entry.reads} and needs {", ".join(needed)}, but {argument} was not given; pass '
+                f"**data.model_arguments of a data set that is {entry.reads}."
+            )
+    for option in arguments:
+        if option not in needed and option not in entry.options:
             raise RecipeError(f'Model "{name}" has no option "{option}": {hint(option, entry.options)}')
-    return entry.builder(in_channels=in_channels, image_size=image_size, num_classes=num_classes, **options)
+    return entry.builder(**arguments)
