@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from weightspace.manifolds import Euclidean, Manifold, Oblique, Orthogonal, Sphere, Stiefel, ZeroMeanSphere
+from weightspace.manifolds import Circle, Euclidean, Manifold, Oblique, Orthogonal, Sphere, Stiefel, ZeroMeanSphere
 
 Case = tuple[Manifold, int, int]
 LEAD = (2, 3)
@@ -39,6 +39,8 @@ CASES: list[Case] = [
     (Orthogonal(), 2, 2),
     (Orthogonal("both"), 3, 3),
     (Orthogonal("matrix"), 5, 5),
+    (Circle(radius=2.0), 1, 2),
+    (Circle(radius=0.5, slack=3), 1, 4),
 ]
 
 

@@ -35,22 +35,31 @@ ARROWS: dict[str, frozenset[str]] = {
         "penalties": "kernels operators gates",
         "registry": "kernels metrics manifolds penalties gates",
         "optim": "kernels operators metrics manifolds penalties gates registry",
-        "sampling": "",
+        "sampling": "figures",
         "compress": "kernels operators",
         "inspection": "kernels operators figures",
         "training": "kernels optim registry",
         "compare": "gates training",
-        "report": "training compare figures",
+        "chains": "training sampling compare figures",
+        "report": "training compare chains figures",
     }.items()
 }
 GROUND = ("errors", "precision", "files")  # what every room may import
-UPPER = ("training", "compare", "report", "cli", "__main__")
+UPPER = ("training", "compare", "chains", "report", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
-HEAVY = ("lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "weightspace.training")
+HEAVY = (
+    *("lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "arviz", "safetensors"),
+    "weightspace.training",
+)
 # The library's own dependencies (pyproject.toml); everything else belongs to extras and so to the upper rooms.
 LIBRARY_NEEDS = frozenset({*sys.stdlib_module_names, "torch", "rich", "weightspace"})
 # What draws pictures needs an extra too: these are imported when a picture is asked for, never before.
-PICTURES = ("weightspace.figures", "weightspace.inspection.plots", "weightspace.inspection.page")
+PICTURES = (
+    "weightspace.figures",
+    "weightspace.inspection.plots",
+    "weightspace.inspection.page",
+    "weightspace.sampling.plots",
+)
 PICTURES_NEED = frozenset({"matplotlib", "numpy", "jinja2"})
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60

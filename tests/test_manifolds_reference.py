@@ -26,7 +26,7 @@ from manifold_cases import (
     name_of,
     points,
 )
-from weightspace.manifolds import Euclidean, Manifold, Oblique, Orthogonal, Sphere, Stiefel, ZeroMeanSphere
+from weightspace.manifolds import Circle, Euclidean, Manifold, Oblique, Orthogonal, Sphere, Stiefel, ZeroMeanSphere
 from weightspace.manifolds._geodesics import EXACT_BELOW, deviation
 from weightspace.manifolds._moves import Motion, curvature_factor
 
@@ -39,7 +39,7 @@ def equation(m: Manifold, x: Array) -> Array:
     match m:
         case ZeroMeanSphere():
             return np.array([sum(e * e for e in x.flat) - m.radius**2, sum(x.flat)])
-        case Sphere():
+        case Sphere() | Circle():
             return np.array([sum(e * e for e in x.flat) - m.radius**2])
         case Oblique():
             vectors = x if m.by == "filter" else x.T
@@ -90,7 +90,7 @@ def great_circle(x: Array, v: Array, radius: float) -> Array:
 
 def geodesic(m: Manifold, x: Array, v: Array) -> Array:  # noqa: PLR0911  # one for each equation
     match m:
-        case Sphere():
+        case Sphere() | Circle():
             return great_circle(x, v, m.radius).reshape(x.shape)
         case Oblique():
             if m.by == "column":
@@ -112,7 +112,7 @@ def project(m: Manifold, x: Array) -> Array:
         case ZeroMeanSphere():
             centered = x - x.mean()
             return centered * m.radius / np.sqrt((centered**2).sum())
-        case Sphere():
+        case Sphere() | Circle():
             return x * m.radius / np.sqrt((x**2).sum())
         case Oblique():
             return x / np.sqrt((x**2).sum(1 if m.by == "filter" else 0, keepdims=True))

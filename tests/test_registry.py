@@ -14,11 +14,14 @@ from weightspace.errors import RuleError, nearest
 from weightspace.metrics import ChannelL2
 from weightspace.registry import REGISTRY, make_rule
 
-VARIANTS = [
+EVERY = [
     pytest.param(name, dict(options), id=f"{name}[{label}]")
     for name, entry in REGISTRY.items()
     for label, options in entry.variants.items()
 ]
+# Slack variables live in ConstrainedLangevin alone: tests/test_constrained_langevin.py holds its contract.
+SLACK = [row for row in EVERY if getattr(make_rule(row.values[0], **row.values[1]), "slack_count", 0)]
+VARIANTS = [row for row in EVERY if row not in SLACK]
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -106,14 +109,6 @@ class TestContract:
             losses.append(float(loss.detach()))
         assert losses[-1] < 0.5 * losses[0]
 
-    def test_rule_is_hashable_frozen_and_prints(self, name, options):
-        rule = make_rule(name, **options)
-        assert rule == make_rule(name, **options)
-        assert hash(rule) == hash(make_rule(name, **options))
-        assert str(rule).startswith(name)
-        with pytest.raises(AttributeError):
-            rule.on = None
-
     def test_does_nothing_to_parameters_it_does_not_select(self, name, options):
         model, plain = make_model(), make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -128,6 +123,31 @@ class TestContract:
         train(model, optimizer, 1, 6)
         train(plain, reference, 1, 6)
         assert not torch.equal(model[2].weight, plain[2].weight)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_rule_is_hashable_frozen_and_prints(name, options):
+    rule = make_rule(name, **options)
+    assert rule == make_rule(name, **options)
+    assert hash(rule) == hash(make_rule(name, **options))
+    assert str(rule).startswith(name)
+    with pytest.raises(AttributeError):
+        rule.on = None
+
+
+@pytest.mark.parametrize(("name", "options"), SLACK)
+def test_what_keeps_slack_variables_is_for_the_sampler_alone(name, options):
+    model, rule = make_model(), make_rule(name, **options)
+    sentence = "keeps slack variables beside the weights; only ws.optim.ConstrainedLangevin has them"
+    with pytest.raises(RuleError, match=f"attach\\(\\) got .*{sentence}"):
+        ws.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, rule)
+    groups = {ws.on.convs: rule}
+    for optimizer in (ws.optim.SubmanifoldSGD, ws.optim.SubmanifoldAdam):
+        with pytest.raises(RuleError, match=f"{optimizer.__name__} got .*{sentence}"):
+            optimizer(ws.param_groups(model, groups), lr=0.1)
+    sampler = ws.optim.ConstrainedLangevin(ws.param_groups(model, groups), lr=0.1, temperature=0.0)
+    train(model, sampler, 0, 3)
+    assert sampler.verify()
 
 
 def test_every_row_has_its_page_and_its_facts():

@@ -261,6 +261,14 @@ _ENTRIES = (
         {"slice": {"grouping": "slice"}},
     ),
     RuleEntry(
+        manifolds.Circle,
+        "bounds every number of a weight, by slack variables that only ConstrainedLangevin keeps",
+        "Leimkuhler et al., arXiv 2006.10114 (slack above 1: derived)",
+        "manifolds/circle.md",
+        "numbers should stay within a bound while ConstrainedLangevin samples or trains",
+        {"auto": {}, "slack 2": {"radius": 2.0, "slack": 2}},
+    ),
+    RuleEntry(
         manifolds.Product,
         "shares the channels of a weight out among manifolds, fixed or drawn anew",
         "after Ozay & Okatani, arXiv 1701.06123, 1905.09054 (assignments derived)",

@@ -105,16 +105,20 @@ class Product(Manifold):
         """The parts with their channels.
 
         Raises:
-            SelectionError: There are fewer channels than parts, the convolution is grouped, or a part does not fit.
+            SelectionError: There are fewer channels than parts, the convolution is grouped, a part does not fit, or
+                slices of chains are asked for.
         """
         if channels.groups > 1 and self.over != "slice":
             raise SelectionError(
                 f"{name} is a grouped kernel ({channels.groups} groups), whose channels do not share inputs: "
                 "take over='slice'."
             )
+        if channels.chains and self.over == "slice":
+            raise SelectionError(f"{name} holds chains, and {self.text()} shares out slices: take over='input'.")
         dim = {"output": channels.out_axis, "input": 1 - channels.out_axis, "slice": -1}[self.over]
+        dim += channels.chains  # the channels' dimensions follow that of the chains
         count = like.shape[0] * like.shape[1] if dim == -1 else like.shape[dim]
-        part_channels = Channels(0) if dim == -1 else Channels(channels.out_axis)
+        part_channels = Channels(0) if dim == -1 else Channels(channels.out_axis, chains=channels.chains)
         pieces: list[Piece] = []
         for part, index in zip(self.parts, self.assign(count, name, epoch), strict=True):
             index = index.to(like.device)  # noqa: PLW2901  # the same channels

@@ -5,14 +5,19 @@ from weightspace.optim._thermometer import Temperature
 from weightspace.optim.attach import Rules, attach
 from weightspace.optim.constrained_langevin import ConstrainedLangevin
 from weightspace.optim.groups import ParamGroups, param_groups
+from weightspace.optim.langevin_schedules import CyclicalSchedule, LangevinSchedule
+from weightspace.optim.presets import LANGEVIN_PRESETS, langevin_preset
 from weightspace.optim.schedules import Conditions, PowerDecayLR, convergence_conditions
 from weightspace.optim.submanifold_adam import SubmanifoldAdam
 from weightspace.optim.submanifold_sgd import SubmanifoldSGD
 from weightspace.optim.verify import PropertyCheck
 
 __all__ = [
+    "LANGEVIN_PRESETS",
     "Conditions",
     "ConstrainedLangevin",
+    "CyclicalSchedule",
+    "LangevinSchedule",
     "LangevinUnits",
     "ParamGroups",
     "PowerDecayLR",
@@ -23,6 +28,7 @@ __all__ = [
     "Temperature",
     "attach",
     "convergence_conditions",
+    "langevin_preset",
     "langevin_units",
     "param_groups",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from weightspace.errors import NonFiniteGradientError
 from weightspace.kernels.parameters import ParameterInfo
+
+_SMALL = 1 << 16  # numbers
 
 
 def all_finite(pieces: Iterable[torch.Tensor]) -> bool:
@@ -17,6 +19,25 @@ def all_finite(pieces: Iterable[torch.Tensor]) -> bool:
     for piece in pieces:
         groups.setdefault((piece.device, piece.dtype), []).append(piece)
     return all(_is_finite(torch.cat(group)) for group in groups.values())
+
+
+def gradients_finite(grads: Iterable[torch.Tensor]) -> bool:
+    """Whether no gradient holds NaN or infinity: one synchronization for each device and dtype, one pass over memory.
+
+    Small ones are summed as one: a call for each costs more than the copy.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for grad in grads:
+        groups.setdefault((grad.device, grad.dtype), []).append(grad)
+    return all(_sums_finite(group) or all(bool(g.isfinite().all()) for g in group) for group in groups.values())
+
+
+def _sums_finite(group: Sequence[torch.Tensor]) -> bool:
+    small = [g.flatten() for g in group if g.numel() < _SMALL]
+    pieces = [sum_of(g) for g in group if g.numel() >= _SMALL]
+    if small:
+        pieces.append(sum_of(torch.cat(small)))
+    return math.isfinite(sum_of(torch.cat(pieces)) if len(pieces) > 1 else pieces[0])
 
 
 def _is_finite(values: torch.Tensor) -> bool:

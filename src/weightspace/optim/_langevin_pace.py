@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from weightspace.errors import RuleError
-from weightspace.kernels.options import choice, number_from_zero, positive_number
+from weightspace.kernels.options import choice, number_from_zero, positive_number, whole_number
 from weightspace.manifolds._flows import FLOW_METHODS, FlowMethod, Solver
 
 Scheme = Literal["BAOA", "OBA", "OBABO", "overdamped"]
@@ -41,6 +41,11 @@ class Pace:
     def is_overdamped(self) -> bool:
         """True for the scheme without velocities."""
         return self.scheme == "overdamped"
+
+    @property
+    def is_rattle(self) -> bool:
+        """True where points of a matrix manifold move by RATTLE."""
+        return not self.is_overdamped and self.flow != "geodesic"
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,11 @@ def check_group(group: Mapping[str, Any]) -> None:
         positive_number(NAME, "friction", friction)
     if group["solver_tolerance"] is not None:
         positive_number(NAME, "solver_tolerance", group["solver_tolerance"])
+    whole_number(NAME, "solver_iterations", group["solver_iterations"])
+    whole_number(NAME, "adapt_steps", group["adapt_steps"], least=0)
+    positive_number(NAME, "preconditioner_epsilon", group["preconditioner_epsilon"])
+    if number_from_zero(NAME, "preconditioner_decay", group["preconditioner_decay"]) >= 1.0:
+        raise RuleError(f"{NAME} got preconditioner_decay={group['preconditioner_decay']!r}; it must be below 1.")
     tau_of(group)
 
 

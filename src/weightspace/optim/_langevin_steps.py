@@ -7,7 +7,7 @@
 | BAOA | B(h) A(h/2) O(h) A(h/2) | one |
 | OBA | O(h) B(h) A(h) | one |
 | OBABO | O(h/2) B(h/2) A(h) B(h/2) O(h/2), kept as B(h/2) O(h) B(h/2) A(h): the same positions | one |
-| overdamped | x <- nearest point to x - h g + sqrt(2 tau h) R | one |
+| overdamped | x <- nearest point (of its component) to x - h g + sqrt(2 tau h) R | one |
 
 Where two parts follow each other at one point they are one projection here, for P is linear.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from weightspace.manifolds import Manifold
+from weightspace.manifolds import Manifold, Orthogonal, Stiefel
 from weightspace.manifolds._flows import Flow
 from weightspace.optim._langevin_pace import Pace
 
@@ -46,7 +46,7 @@ def flat_step(x: Tensors, v: Tensors, g: Sequence[torch.Tensor], noise: Tensors 
             _torch._foreach_add_(x, noise, alpha=pace.h / 2)
         return
     _torch._foreach_mul_(v, pace.decay)
-    _torch._foreach_add_(v, grads, alpha=-pace.h * _kicks(pace))
+    _torch._foreach_add_(v, grads, alpha=-pace.h * kicks(pace))
     if noise is not None:
         _torch._foreach_add_(v, noise, alpha=pace.noise)
     _torch._foreach_add_(x, v, alpha=pace.h)
@@ -59,9 +59,9 @@ def point_step(  # noqa: PLR0917  # state, force, noise, numbers
     h, c, d = pace.h, pace.decay, pace.noise
     if pace.is_overdamped:
         y = x - h * g if noise is None else x - h * g + d * noise
-        return Flow(m.project(y), v)
+        return Flow(_nearest(m, x, y), v)
     if pace.scheme != "BAOA":
-        kicked = c * v - (h * _kicks(pace)) * g
+        kicked = c * v - (h * kicks(pace)) * g
         v = m.project_tangent(x, kicked if noise is None else kicked + d * noise)
         return m.flow(x, v, h, pace.flow, pace.solver)
     v = m.project_tangent(x, v - h * g)
@@ -72,6 +72,22 @@ def point_step(  # noqa: PLR0917  # state, force, noise, numbers
     v = m.project_tangent(first.point, c * first.velocity + d * noise)
     second = m.flow(first.point, v, h / 2, pace.flow, pace.solver)
     return Flow(second.point, second.velocity, first.fallbacks + second.fallbacks)
+
+
+def _nearest(m: Manifold, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The point nearest to `y`; of square orthogonal matrices the nearest with the determinant of `x`.
+
+    They have two components, rotations and reflections. A long noise would carry a point across, where free motion
+    never goes: the law would be another one [derived].
+    """
+    z = m.project(y)
+    if isinstance(m, Stiefel | Orthogonal) and x.shape[-2] == x.shape[-1]:
+        crossed = torch.linalg.det(z) * torch.linalg.det(x) < 0
+        if bool(crossed.any()):
+            u, _, vh = torch.linalg.svd(y[crossed])
+            u[..., -1] *= -1  # the direction of the smallest singular value
+            z[crossed] = u @ vh
+    return z
 
 
 def angle_step(  # noqa: PLR0917  # state, force, noise, numbers
@@ -92,7 +108,7 @@ def angle_step(  # noqa: PLR0917  # state, force, noise, numbers
         return
     h, c = pace.h, pace.decay
     if pace.scheme != "BAOA":
-        u.mul_(c).addcmul_(g, sine, value=h * _kicks(pace))
+        u.mul_(c).addcmul_(g, sine, value=h * kicks(pace))
         if noise is not None:
             u.add_(noise, alpha=pace.noise)
         angle.add_(u, alpha=h / radius)
@@ -105,6 +121,6 @@ def angle_step(  # noqa: PLR0917  # state, force, noise, numbers
         angle.add_(noise, alpha=pace.noise * h / (2 * radius))
 
 
-def _kicks(pace: Pace) -> float:
+def kicks(pace: Pace) -> float:
     """How much of a gradient the B parts before A add up to: those of OBABO have O between them."""
     return (1 + pace.decay) / 2 if pace.scheme == "OBABO" else 1.0

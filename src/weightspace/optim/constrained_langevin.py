@@ -33,14 +33,18 @@ import torch
 
 from weightspace.errors import RuleError
 from weightspace.kernels.options import boolean, seed_or_none, whole_number
+from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Circle, Constraint, Manifold, parse
 from weightspace.manifolds._flows import FlowMethod
 from weightspace.optim import _thermometer
+from weightspace.optim._langevin_circle import RENEW_EVERY, circle_step
+from weightspace.optim._langevin_flat import free_step
 from weightspace.optim._langevin_noise import NoiseSource
 from weightspace.optim._langevin_pace import NAME, Pace, Scheme, check_group, pace_of
+from weightspace.optim._langevin_points import step_points
 from weightspace.optim._langevin_scale import adapt, new_scale
 from weightspace.optim._langevin_slack import is_shadow, slack_of
-from weightspace.optim._langevin_steps import angle_step, flat_step, point_step
+from weightspace.optim._langevin_steps import angle_step, point_step
 from weightspace.optim._submanifold import Group, SubmanifoldOptimizer
 from weightspace.optim._thermometer import Temperature, dimension_of
 
@@ -54,8 +58,8 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
 
     State is made at construction: `step`; `velocity`, zero at first, and physical, so that it stays right when `lr`
     changes; for constrained weights `fallbacks` (points for which the solver of the constraint failed and shorter steps
-    or exact geodesics were taken); for `Circle` `radius` and `angle` (its velocity is the speed along the circle), for
-    other slack variables `slack_variables`.
+    or exact geodesics were taken); for `Circle` `radius` and `slack_variables` (with one of them the velocity is the
+    speed along the circle, and 16-bit weights have an `angle` instead).
 
     Args:
         params: Groups of `weightspace.param_groups`, or any groups of torch, with `"manifold"` where there is one. With
@@ -89,7 +93,7 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         SelectionError: A weight cannot live on its group's manifold.
 
     Cost: of free weights that of SGD with momentum, and a normal random number for each weight where there is a
-    temperature; circles: a sine and a cosine more; matrices: two `Manifold.flow` and two projections.
+    temperature; circles: some ten passes in cache; matrices: two `Manifold.flow` and two projections.
 
     Example:
         >>> q = torch.nn.Parameter(torch.zeros(20_000))  # as many chains at once, of the law exp(-q^2 / (2 tau))
@@ -148,7 +152,7 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
             "maximize": boolean(NAME, "maximize", maximize),
         }
         check_group(defaults)
-        self._noise = NoiseSource()
+        self._noise, self._work = NoiseSource(), Workspace()
         super().__init__(params, defaults, check_finite=boolean(NAME, "check_finite", check_finite))
 
     # ------------------------------------------------------------------ groups
@@ -161,8 +165,14 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         elif group.get("friction") is not None:
             group.setdefault("momentum", None)
         check_group({**self.defaults, **group})
-        if {**self.defaults, **group}["preconditioner"] not in (None, "rmsprop"):
-            raise RuleError(f"{NAME} got preconditioner={group['preconditioner']!r}; it is 'rmsprop' or None.")
+        preconditioner = {**self.defaults, **group}["preconditioner"]
+        if preconditioner not in (None, "rmsprop"):
+            raise RuleError(f"{NAME} got preconditioner={preconditioner!r}; it is 'rmsprop' or None.")
+        if preconditioner is not None and not str(group.get("manifold", "euclidean")).lower().startswith("euclidean"):
+            raise RuleError(
+                f"{NAME} got preconditioner={preconditioner!r} for weights on {group['manifold']}, whose steps have one "
+                "scale; give it to free groups only: {'params': ..., 'preconditioner': 'rmsprop'}."
+            )
         super().add_param_group(group)
 
     def _check_manifold(self, manifold: Manifold) -> None:
@@ -230,10 +240,12 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         if pace.noise:
             noise = [n.to(p.dtype) for n, p in zip(self._noise.like(parameters), parameters, strict=True)]
         if group["preconditioner"] is None:
-            flat_step(parameters, velocities, grads, noise, pace)
+            free_step(parameters, velocities, grads, noise, pace)
         else:
             adapt(parameters, states, grads, noise, pace, group)
-        _torch._foreach_add_([s["step"] for s in states], 1.0)
+        _torch._foreach_add_(
+            [s["step"] for s in states], torch.tensor(1.0), alpha=1.0
+        )  # a number would be wrapped each time
 
     def _step_on(self, parameter: torch.Tensor, group: Group, constraint: Constraint, gradient: torch.Tensor) -> None:
         state, pace, manifold = self.state[parameter], pace_of(group), constraint.manifold
@@ -248,36 +260,32 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
             noise = self._noise.like([parameter])[0] if pace.noise else None
             step = int(state["step"])
             for piece in constraint.pieces(step):
-                flow = point_step(
-                    piece.manifold,
-                    piece.read(parameter),
-                    piece.read(state["velocity"]),
-                    piece.read(gradient),
-                    None if noise is None else piece.read(noise),
-                    pace,
-                )
-                piece.write(parameter, flow.point)
-                piece.write(state["velocity"], flow.velocity)
-                if flow.fallbacks:
-                    state["fallbacks"] += flow.fallbacks
+                x, v, g = (piece.read(t) for t in (parameter, state["velocity"], gradient))
+                fallbacks = step_points(piece.manifold, x, v, g, None if noise is None else piece.read(noise), pace)
+                piece.write(parameter, x)
+                piece.write(state["velocity"], v)
+                if fallbacks:
+                    state["fallbacks"] += fallbacks
         state["step"] += 1
 
     def _step_on_circle(
         self, parameter: torch.Tensor, constraint: Constraint, gradient: torch.Tensor, pace: Pace
     ) -> None:
-        state, radius = self.state[parameter], float(self.state[parameter]["radius"])
-        angle: torch.Tensor = state["angle"]
-        noise = None
-        if pace.noise:
-            noise = self._noise.like([angle, angle] if pace.is_overdamped else [angle])
-            noise = torch.stack(noise) if pace.is_overdamped else noise[0]
-        angle_step(angle, state["velocity"], gradient.to(angle.dtype), noise, pace, radius)
-        if int(state["step"]) % _WRAP_EVERY == 0:
-            angle.remainder_(2 * torch.pi)
-        if parameter.dtype == angle.dtype:
-            torch.cos(angle, out=parameter).mul_(radius)
-        else:
+        state = self.state[parameter]
+        radius, step = float(state["radius"]), int(state["step"])
+        draws = 0 if not pace.noise else 2 if pace.is_overdamped else 1
+        noise = self._noise.like([state["velocity"]] * draws)
+        if "angle" in state:
+            angle: torch.Tensor = state["angle"]
+            drawn = None if not noise else torch.stack(noise) if pace.is_overdamped else noise[0]
+            angle_step(angle, state["velocity"], gradient.to(angle.dtype), drawn, pace, radius)
+            if step % _WRAP_EVERY == 0:
+                angle.remainder_(2 * torch.pi)
             parameter.copy_(angle.cos().mul_(radius))
+            return
+        slack, velocity = state["slack_variables"], state["velocity"]
+        renew = step % RENEW_EVERY == 0
+        circle_step(parameter, slack, velocity, gradient, noise, pace, radius, self._work, renew=renew)
 
     def _step_lifted(self, parameter: torch.Tensor, constraint: Constraint, gradient: torch.Tensor, pace: Pace) -> None:
         state, k = self.state[parameter], constraint.manifold.slack_count
@@ -368,8 +376,9 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps only these of an optimizer that is pickled or copied; ours are made anew.
-        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
+        kept = ("defaults", "state", "param_groups", "_check_finite")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._noise = NoiseSource()
+        self._noise, self._work = NoiseSource(), Workspace()
