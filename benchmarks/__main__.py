@@ -1,8 +1,8 @@
 """Runs the benchmarks: `python -m benchmarks [--only NAME ...] [--quick] [--threads N]`.
 
-Four pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
-(spectra, moments, penalties, scaling, memory), docs/benchmarks-manifolds.md (sphere, stiefel, slices) and
-docs/benchmarks-gates.md (gates, synchronizations). A page is written when all its sections were measured, and never
+Five pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
+(spectra, moments, penalties, scaling, memory), docs/benchmarks-manifolds.md (sphere, stiefel, slices),
+docs/benchmarks-gates.md (gates, synchronizations) and docs/benchmarks-langevin.md (langevin). A page is written when all its sections were measured, and never
 with `--quick`, which measures little, to see that it runs. Sections are printed as they are done.
 """
 
@@ -16,7 +16,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gates_step, manifolds_page, memory, metrics_page, moments, operators_scaling, penalties, spectra
+from benchmarks import (
+    gates_step,
+    langevin_step,
+    manifolds_page,
+    memory,
+    metrics_page,
+    moments,
+    operators_scaling,
+    penalties,
+    spectra,
+)
 from benchmarks.timing import machine
 from weightspace.files import write_text_atomically
 
@@ -58,6 +68,12 @@ PAGES: dict[str, tuple[str, dict[str, Section]]] = {
         {
             "gates": lambda _, quick: gates_step.step_section(quick=quick),
             "synchronizations": lambda _, quick: gates_step.synchronizations_section(quick=quick),
+        },
+    ),
+    "benchmarks-langevin.md": (
+        "Benchmarks of Langevin steps",
+        {
+            "langevin": lambda _, quick: langevin_step.section(quick=quick),
         },
     ),
 }

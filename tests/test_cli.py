@@ -72,9 +72,9 @@ def error_line(stderr: str) -> str:
 def test_help_names_every_command() -> None:
     code, out, _ = call("--help")
     assert code == 0
-    for name in ("compare", "train", "report", "recipes", "show", "inspect", "verify", "Exit codes"):
+    for name in ("compare", "train", "sample", "report", "recipes", "show", "inspect", "verify", "Exit codes"):
         assert name in out
-    for name in ("compare", "train", "report", "recipes", "show", "inspect", "verify"):
+    for name in ("compare", "train", "sample", "report", "recipes", "show", "inspect", "verify"):
         assert call(name, "--help")[0] == 0
 
 

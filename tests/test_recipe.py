@@ -155,7 +155,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"data.train_size": 0}, "data.train_size should be greater than or equal to 1, not 0"),
     (
         {"train.schedule.name": "cos"},
-        "train.schedule.name should be 'constant', 'cosine', 'step' or 'power', not 'cos'",
+        "train.schedule.name should be 'constant', 'cosine', 'step', 'power' or 'cyclical', not 'cos'",
     ),
     ({"train.schedule.milestones": [2]}, "milestones belong to the schedule 'step', not to 'cosine'"),
     ({"train.schedule": {"name": "step"}}, "the schedule 'step' needs milestones"),

@@ -1,4 +1,4 @@
-"""The command line: `weightspace train | compare | report | recipes | show | inspect | verify`.
+"""The command line: `weightspace train | compare | sample | report | recipes | show | inspect | verify`.
 
 Exit codes: 0 done; 1 a training run diverged or a constraint is broken; 2 bad input (one line says what); 130 Ctrl-C;
 143 SIGTERM. A bug shows its traceback and gives 1.

@@ -9,7 +9,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from weightspace.cli import compare, compress, inspect, report, show, tolerance, train, verify
+from weightspace.cli import compare, compress, inspect, report, sample, show, tolerance, train, verify
 from weightspace.cli.console import print_error, print_warning
 from weightspace.errors import WeightspaceError
 from weightspace.training.interrupt import INTERRUPTED
@@ -70,6 +70,7 @@ def _root(
 
 app.command("compare")(with_exit_codes(compare.compare))
 app.command("train")(with_exit_codes(train.train))
+app.command("sample")(with_exit_codes(sample.sample))
 app.command("report")(with_exit_codes(report.report))
 app.command("recipes")(with_exit_codes(show.recipes))
 app.command("show")(with_exit_codes(show.show))

@@ -45,6 +45,8 @@ def look(folder: Path) -> Found:
     """
     if (folder / "compare.json").exists():
         raise RunError(f"{folder} holds a comparison; choose another folder with --out")
+    if (folder / "sample.json").exists():
+        raise RunError(f"{folder} holds sampled chains; choose another folder with --out")
     run, damage = None, ""
     if (folder / RUN_FILE).exists():
         try:

@@ -8,8 +8,9 @@
 | 2 | uniform on [-r, r] |
 | k | density ~ (r^2 - theta^2)^(k/2 - 1) |
 
-The geometry is that of spheres, one a row `(theta, xi)`; with k = 1 the state of a sampler is an angle and its
-velocity, theta = r cos(angle), which cannot leave the circle by rounding.
+The geometry is that of spheres, one a row `(theta, xi)`. With k = 1 the point is an angle, theta = r cos(angle), and
+its velocity one number; `ConstrainedLangevin` keeps it as the pair (theta, xi), turned exactly and set to its radius
+anew every few steps, because that takes fewer operations than cosines (16-bit weights keep the angle).
 
 Source: Leimkuhler, Vlaar, Pouchon, Storkey, arXiv 2006.10114 (the circle constraint, k = 1); other k, the angle as
 state and the laws in the table are **derived**.
@@ -47,8 +48,8 @@ class Circle(Manifold):
         RuleError: An option is out of its range.
         SelectionError: A number of the weight is beyond the radius.
 
-    Cost: k = 1: a step reads and writes what SGD with momentum does, with a sine and a cosine for each number; other k:
-    k + 1 numbers for each.
+    Cost: k = 1: a step reads and writes what SGD with momentum does and one number more for each, with the arithmetic
+    of an exact rotation; other k: 2 (k + 1) numbers for each, position and velocity.
 
     Example:
         >>> Circle(radius=2.0).lift(torch.tensor([[[1.2]]]))  # theta, and the slack that completes it

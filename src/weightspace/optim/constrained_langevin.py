@@ -19,13 +19,15 @@ gradient adds noise, and with it heat, of its own: the law holds for small `lr`,
 | physics | h = sqrt(lr) | gamma = friction |
 | overdamped scheme | h = lr | none |
 
-Source: Leimkuhler, Vlaar, Pouchon, Storkey, arXiv 2006.10114: constrained overdamped, underdamped dynamics, circle
-and orthogonality constraints. The overdamped form, slack above 1, noise as a function of the step, preconditioning and the
-thermometers are **derived** or textbook; BAOA has the positions of g-BAOAB (Leimkuhler and Matthews 2016).
+Source: Leimkuhler, Vlaar, Pouchon, Storkey, arXiv 2006.10114: constrained overdamped and underdamped dynamics, with
+circle and orthogonality constraints. The overdamped form, slack above 1, noise as a function of the step,
+preconditioning and the thermometers are **derived** or textbook; BAOA has the positions of g-BAOAB (Leimkuhler and
+Matthews 2016).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +42,7 @@ from weightspace.optim import _thermometer
 from weightspace.optim._langevin_circle import RENEW_EVERY, circle_step
 from weightspace.optim._langevin_flat import free_step
 from weightspace.optim._langevin_noise import NoiseSource
-from weightspace.optim._langevin_pace import NAME, Pace, Scheme, check_group, pace_of
+from weightspace.optim._langevin_pace import NAME, Pace, Scheme, check_group, pace_of, tau_of
 from weightspace.optim._langevin_points import step_points
 from weightspace.optim._langevin_scale import adapt, new_scale
 from weightspace.optim._langevin_slack import is_shadow, slack_of
@@ -170,8 +172,8 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
             raise RuleError(f"{NAME} got preconditioner={preconditioner!r}; it is 'rmsprop' or None.")
         if preconditioner is not None and not str(group.get("manifold", "euclidean")).lower().startswith("euclidean"):
             raise RuleError(
-                f"{NAME} got preconditioner={preconditioner!r} for weights on {group['manifold']}, whose steps have one "
-                "scale; give it to free groups only: {'params': ..., 'preconditioner': 'rmsprop'}."
+                f"{NAME} got preconditioner={preconditioner!r} for weights on {group['manifold']}, whose steps have "
+                "one scale; give it to free groups only: {'params': ..., 'preconditioner': 'rmsprop'}."
             )
         super().add_param_group(group)
 
@@ -215,6 +217,20 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         return state
 
     # ------------------------------------------------------------------ the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step of the dynamics.
+
+        Args:
+            closure: Computes the loss and its gradients, and returns the loss.
+
+        Raises:
+            NonFiniteGradientError: A gradient holds NaN or infinity; nothing was changed.
+            RuleError: A schedule raised a temperature above 0 without `num_data`; nothing was changed.
+        """
+        for group in self.param_groups:
+            tau_of(group)
+        return super().step(closure)
 
     def _begin(self, group: Group) -> None:
         number = next(k for k, g in enumerate(self.param_groups) if g is group)

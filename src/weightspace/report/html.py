@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,13 @@ from weightspace.compare.verdict import verdict, warnings
 from weightspace.errors import RunError
 from weightspace.figures import STYLE, save_figure
 from weightspace.files import JsonObject, read_json, reason_of, write_text_atomically
+from weightspace.report.chains import chains_page, is_sampling
 from weightspace.report.collect import METRICS_FILE, LayerTable, arm_curves, arm_layers, read_curve, read_layers
 from weightspace.report.curves import accuracy_figure, single_run_figure, tuning_figure
 from weightspace.report.effects import difference_figure, seeds_figure
 from weightspace.report.facts import arm_settings, facts_of, layer_rows, recipe_of, run_summary
 from weightspace.report.layers import layers_figure
+from weightspace.report.page import Page, image_of
 from weightspace.training.logs import RUN_FILE
 
 REPORT_FILE = "report.html"
@@ -41,31 +42,11 @@ class Plot:
     figure: Figure | None
 
 
-@dataclass(frozen=True)
-class Page:
-    """All that the template shows, as plain text: the template escapes every value."""
-
-    title: str
-    description: str
-    verdict: list[str]
-    warnings: list[str]
-    columns: list[str]
-    rows: list[list[str]]
-    baseline_row: int | None
-    notes: list[str]
-    images: list[dict[str, str]]
-    arms: list[dict[str, str]]
-    layer_columns: list[str]
-    layer_rows: list[list[str]]
-    facts: list[tuple[str, str]]
-    recipe: str
-
-
 def write_report(run_dir: Path) -> Path:
-    """Write the report of a comparison, or of one training run, finished or not.
+    """Write the report of a comparison, of sampled chains, or of one training run, finished or not.
 
     Args:
-        run_dir: Folder with `compare.json`, or with a run's `metrics.jsonl` or `result.json`.
+        run_dir: Folder with `compare.json`, with `sample.json`, or with a run's `metrics.jsonl` or `result.json`.
 
     Returns:
         Path of `report.html`. The plots are inside it and also in `plots/`.
@@ -76,6 +57,8 @@ def write_report(run_dir: Path) -> Path:
     """
     if (run_dir / COMPARE_FILE).exists():
         page = _comparison_page(read_comparison(run_dir))
+    elif is_sampling(run_dir):
+        page = chains_page(run_dir)
     elif any((run_dir / name).exists() for name in (METRICS_FILE, "result.json", RUN_FILE)):
         page = _single_run_page(run_dir)
     else:
@@ -227,8 +210,7 @@ def _save(run_dir: Path, plots: Iterable[Plot]) -> list[dict[str, str]]:
             _delete(path)
             continue
         save_figure(plot.figure, path)
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        images.append({"name": plot.name, "title": plot.title, "caption": plot.caption, "data": data})
+        images.append(image_of(path, plot.title, plot.caption))
     return images
 
 

@@ -1,0 +1,219 @@
+"""Samples the chains of a recipe, each from its own initialization, and judges them; resumable at any moment."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from weightspace.chains.evaluation import evaluate_chains
+from weightspace.chains.keeper import ChainOrder, plan_of, sample_chain
+from weightspace.chains.records import SAMPLE_FILE, now, open_folder, remove_leftovers
+from weightspace.chains.worker import Ended, do_chain
+from weightspace.compare.pool import find_devices, signals, worker_count, workers_of
+from weightspace.compare.worker import check_data, describe_data
+from weightspace.errors import RunError
+from weightspace.files import JsonObject, write_json_atomically, write_text_atomically
+from weightspace.training.data import Data
+from weightspace.training.environment import usable_cores
+from weightspace.training.interrupt import INTERRUPTED, Interrupted
+from weightspace.training.last_records import last_step, progress_text
+from weightspace.training.lock import locked
+from weightspace.training.recipe import Recipe, SampleSettings
+from weightspace.training.session import load_recipe_data
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is going on, steps done, steps in all), of all chains together."""
+ERRORS_FILE = "errors.txt"
+_LOOK_SECONDS = 0.5  # between two looks at how far the workers are
+_SAVE_SECONDS = 60.0  # that workers get to save their state before they are killed
+
+
+def run_sampling(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    workers: int | None = None,
+    accelerator: str = "auto",
+    command: str = "",
+    progress: Progress | None = None,
+    checkpoint_every_steps: int | None = None,
+    tensorboard: bool = False,
+) -> JsonObject:
+    """Sample the chains of a recipe, or go on with them, and judge what they predict.
+
+    Chain k has seed k: its own initialization, order of batches and noise.
+
+    Args:
+        recipe: A recipe; without `sample` it gets the defaults of that part. `compare` and `sweep` do not matter.
+        run_dir: Folder of the chains: empty, missing, or one where this recipe was begun.
+        workers: Processes that sample at the same time. None: one per GPU, or one per core where there is no GPU. One
+            samples in this process. The cores are shared evenly among the workers' threads.
+        accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
+        command: The command line, for the record.
+        progress: Called about twice a second.
+        checkpoint_every_steps: Save the chains every so many steps too.
+        tensorboard: Write TensorBoard curves to the chains' folders.
+
+    Returns:
+        The content of `sample.json`; `results` in it is what `evaluate_chains` gives.
+
+    Raises:
+        RecipeError: The accelerator is not there, or model and optimizer cannot be built as asked.
+        DataError: The data are not there or damaged.
+        SamplingError: The burn-in leaves no sample, or every chain diverged.
+        RunError: The folder belongs to another recipe or cannot be written; a chain failed.
+        Interrupted: Ctrl-C or SIGTERM; the states are saved, and the same command continues.
+    """
+    if recipe.sample is None:
+        recipe = recipe.model_copy(update={"sample": SampleSettings()})
+        recipe = Recipe.from_dict(recipe.to_dict(), source=f"recipe '{recipe.name}'")
+    settings = recipe.sample or SampleSettings()
+    devices = find_devices(accelerator)
+    count = worker_count(workers, settings.chains, devices)
+    with locked(run_dir, "sampling"):
+        facts = open_folder(recipe, run_dir, command)
+        data = load_recipe_data(recipe)
+        if "data" in facts:
+            check_data(describe_data(data), facts["data"]["checksum"])
+        plan_of(recipe, data)  # a burn-in that leaves nothing is refused before anything is touched
+        remove_leftovers(run_dir)
+        facts |= {"data": describe_data(data), "workers": count, "threads": max(1, usable_cores() // count)}
+        template = ChainOrder(recipe, run_dir, 0, command, checkpoint_every_steps, tensorboard, accelerator)
+        running = _Running(template, data, settings.chains, progress)
+        orders = running.unfinished()
+        write_json_atomically(run_dir / SAMPLE_FILE, facts)
+        if count == 1:
+            running.one_by_one(orders)
+        elif orders:
+            with signals(run_dir, _again(command)), workers_of(count, facts["threads"], devices.cuda) as pool:
+                running.run(orders, pool, count, str(facts["data"]["checksum"]))
+        if progress is not None:
+            progress("judging the samples", running.total, running.total)
+        facts["results"] = evaluate_chains(recipe, run_dir, data, accelerator=accelerator)
+        facts["finished"] = now()
+        write_json_atomically(run_dir / SAMPLE_FILE, facts)
+    return facts
+
+
+def _again(command: str) -> str:
+    return "the same command" + (" without --fresh" if "--fresh" in command.split() else "")
+
+
+@dataclass
+class _Running:
+    """One call of `run_sampling`: its chains, and how far they are."""
+
+    template: ChainOrder
+    data: Data
+    chains: int
+    progress: Progress | None
+    failed: list[Ended] = field(default_factory=list[Ended])
+    warned: set[str] = field(default_factory=set[str])
+
+    @property
+    def steps(self) -> int:
+        """Steps of a chain."""
+        train = self.template.recipe.train
+        return train.epochs * max(1, self.data.samples // train.batch_size)
+
+    @property
+    def total(self) -> int:
+        """Steps of all chains."""
+        return self.chains * self.steps
+
+    def unfinished(self) -> list[ChainOrder]:
+        """The chains that are left."""
+        orders = [replace(self.template, chain=chain) for chain in range(self.chains)]
+        return [order for order in orders if not _is_finished(order)]
+
+    def one_by_one(self, orders: list[ChainOrder]) -> None:
+        """Sample in this process."""
+        for order in orders:
+            before = order.chain * self.steps
+
+            def tell(done: int, _: int, before: int = before, order: ChainOrder = order) -> None:
+                if self.progress is not None:
+                    self.progress(progress_text([order.folder]), before + done, self.total)
+
+            try:
+                sample_chain(order, self.data, tell)
+            except KeyboardInterrupt as error:
+                number = int(getattr(error, "exit_code", INTERRUPTED)) - 128
+                raise Interrupted(f"{error}; {_again(order.command)} continues", number) from error
+
+    def run(self, orders: list[ChainOrder], pool: ProcessPoolExecutor, count: int, checksum: str) -> None:
+        """Keep `count` chains in the pool until all are done, or until the running ones are after a failure."""
+        waiting, running = list(orders), dict[Future[Ended], ChainOrder]()
+        try:
+            while running or (waiting and not self.failed):
+                while waiting and len(running) < count and not self.failed:
+                    order = waiting.pop(0)
+                    running[pool.submit(do_chain, order, checksum)] = order
+                finished, _ = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    ended = future.result()
+                    del running[future]
+                    self._warn(ended)
+                    if ended.error:
+                        self.failed.append(ended)
+                self._tell([order.folder for order in running.values()])
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process was killed while sampling, perhaps for lack of memory; what was sampled is kept, and "
+                f"{_again(self.template.command)} continues (use fewer --workers if it happens again)"
+            ) from error
+        except KeyboardInterrupt:
+            _save(pool, running)
+            raise
+        if self.failed:
+            self._report_failures()
+
+    def _warn(self, ended: Ended) -> None:
+        """Pass on what a worker warned of; sentences that differ in numbers alone only once."""
+        for kind, text in ended.told:
+            if (pattern := re.sub(r"[\d.]+", "", text)) not in self.warned:
+                self.warned.add(pattern)
+                warnings.warn(f"chain {ended.chain}: {text}", kind, stacklevel=2)
+
+    def _tell(self, folders: list[Path]) -> None:
+        if self.progress is not None:
+            done = sum(self._steps_of(chain) for chain in range(self.chains))
+            self.progress(progress_text(folders), done, self.total)
+
+    def _steps_of(self, chain: int) -> int:
+        order = replace(self.template, chain=chain)
+        return self.steps if _is_finished(order) else min(self.steps, last_step(order.folder))
+
+    def _report_failures(self) -> None:
+        text = "\n".join(f"chain {ended.chain}\n{ended.traceback}" for ended in self.failed)
+        where = f"the traceback is in {self.template.run_dir / ERRORS_FILE}, "
+        try:
+            write_text_atomically(self.template.run_dir / ERRORS_FILE, text)
+        except RunError:  # a full disk, which is then also what failed: that is the sentence to show
+            where = ""
+        first = self.failed[0]
+        raise RunError(
+            f"chain {first.chain} failed: {first.error.rstrip('.')}; {where}what was sampled is kept, and "
+            f"{_again(self.template.command)} continues"
+        )
+
+
+def _is_finished(order: ChainOrder) -> bool:
+    try:
+        return order.finished() is not None
+    except RunError:  # a damaged result: `train_run` says so and goes on from the last checkpoint
+        return False
+
+
+def _save(pool: ProcessPoolExecutor, running: dict[Future[Ended], ChainOrder]) -> None:
+    """Let the workers save their chains: a chain takes hours, and its last checkpoint may be an epoch old."""
+    for process in list((pool._processes or {}).values()):  # noqa: SLF001 - public only from Python 3.14 on
+        with suppress(OSError):
+            process.terminate()
+    wait(running, timeout=_SAVE_SECONDS)

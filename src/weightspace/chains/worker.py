@@ -1,0 +1,67 @@
+"""What a worker process does: load the data once, sample one chain after the other, and save when asked to stop."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from dataclasses import dataclass, replace
+
+from weightspace.chains.keeper import ChainOrder, sample_chain
+from weightspace.compare.worker import check_data, describe_data
+from weightspace.errors import WeightspaceError
+from weightspace.files import reason_of
+from weightspace.training.data import Data
+from weightspace.training.session import load_recipe_data
+
+_loaded: dict[str, Data] = {}  # by check sum
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a chain ended in a worker: whole, stopped with its state saved, or with an error.
+
+    Attributes:
+        chain: Its number.
+        error: The sentence; empty for none.
+        is_stopped: A signal asked to stop, and the state is saved.
+        traceback: Of an error.
+        told: Warnings, each with its kind.
+    """
+
+    chain: int
+    error: str = ""
+    is_stopped: bool = False
+    traceback: str = ""
+    told: tuple[tuple[type[Warning], str], ...] = ()
+
+
+def do_chain(order: ChainOrder, checksum: str) -> Ended:
+    """Sample one chain. Never raises: an error comes back as text.
+
+    Args:
+        order: The chain.
+        checksum: Of the data that all chains see.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        ended = _sample(order, checksum)
+    told = dict.fromkeys((entry.category, str(entry.message)) for entry in caught)
+    return replace(ended, told=tuple(told))
+
+
+def _sample(order: ChainOrder, checksum: str) -> Ended:
+    try:
+        if checksum not in _loaded:
+            data = load_recipe_data(order.recipe)
+            check_data(describe_data(data), checksum)
+            _loaded[checksum] = data
+        sample_chain(order, _loaded[checksum])
+    except WeightspaceError as error:
+        return Ended(order.chain, str(error), traceback=traceback.format_exc())
+    except OSError as error:  # a full disk, a folder that went away: no bug
+        return Ended(order.chain, reason_of(error), traceback=traceback.format_exc())
+    except KeyboardInterrupt:
+        return Ended(order.chain, is_stopped=True)
+    except Exception as error:  # noqa: BLE001 - the parent reports a bug with the chain's number
+        return Ended(order.chain, f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+    return Ended(order.chain)
