@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ COORDINATES = ("lr", "weight_decay", "temperature", "radius_1", "radius_2")
 LR, DECAY, HEAT = (0.01, 0.3), (1e-5, 3e-3), (0.01, 1.0)
 SGD: Ranges = {"lr": LR, "weight_decay": DECAY}
 CHAIN: Ranges = {**SGD, "temperature": HEAT}
+STIEFEL_ENSEMBLE = "Stiefel deep ensemble"
 ARMS: dict[str, Ranges] = {
     "single SGD": SGD,
     "deep ensemble": SGD,
@@ -53,6 +54,7 @@ ARMS: dict[str, Ranges] = {
     "circle chain": {**CHAIN, "radius_1": (0.04, 0.4), "radius_2": (0.12, 1.2)},
     "Stiefel chain": CHAIN,
     "Stiefel snapshots, temperature 0": SGD,
+    STIEFEL_ENSEMBLE: SGD,
 }
 REFERENCE = "deep ensemble, 5 x compute"  # members are single runs, with their settings
 
@@ -193,6 +195,8 @@ def run(
     Returns:
         For each row of the table the scores of each seed.
     """
+    if arm == STIEFEL_ENSEMBLE:
+        return {arm: _stiefel_ensemble(settings, seeds, budget, judge, folder)}
     if arm not in ("single SGD", "deep ensemble", REFERENCE):
         stores = train_chains(arm, settings, seeds, budget=budget, data=judge.data, folder=folder)
         cycles = budget.epochs / budget.members
@@ -203,10 +207,27 @@ def run(
         }
     count = 1 if arm == "single SGD" else budget.members
     epochs = budget.epochs // count if arm == "deep ensemble" else budget.epochs
-    members = [10_000 * seed + k for seed in seeds for k in range(count)]  # single runs are the first of the reference
+    members = member_seeds(seeds, count)
     stack = train_sgd(settings, members, data=judge.data, epochs=epochs, hidden=budget.hidden)
     states = [member(stack, k) for k in range(len(members))]
     return {arm: [judge(states[count * r : count * (r + 1)], epochs) for r in range(len(seeds))]}
+
+
+def _stiefel_ensemble(
+    settings: Settings, seeds: Sequence[int], budget: Budget, judge: Judge, folder: Path
+) -> list[dict[str, Any]]:
+    """Members are chains of one cycle without noise, on the manifold of the Stiefel chain."""
+    count, epochs = budget.members, budget.epochs // budget.members
+    short = replace(budget, epochs=epochs, members=1)
+    every = member_seeds(seeds, count)
+    stores = train_chains(STIEFEL_ENSEMBLE, settings, every, budget=short, data=judge.data, folder=folder)
+    last = [list(store)[-1] for store in stores]
+    return [judge(last[count * r : count * (r + 1)], epochs) for r in range(len(seeds))]
+
+
+def member_seeds(seeds: Sequence[int], count: int) -> list[int]:
+    """Of the networks of each repetition; the first ones are those of single runs."""
+    return [10_000 * seed + k for seed in seeds for k in range(count)]
 
 
 def kept(

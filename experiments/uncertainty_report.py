@@ -16,6 +16,7 @@ from weightspace.figures import MUTED, STYLE, color_of, line_of, marker_of, new_
 from weightspace.files import read_json, write_text_atomically
 
 BASELINE = "deep ensemble"
+FEWEST = 500  # images of all repetitions in a bin that is drawn
 Score = Callable[[Mapping[str, Any]], float]
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -27,6 +28,11 @@ def write(results: dict[str, Any], folder: Path) -> None:
     with rc_context(STYLE):
         compute(results, folder / "compute.png")
         reliability(results, folder / "reliability.png")
+
+
+def drawn(rows: Rows) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The rows of pictures: those with more samples of a chain lie on those with fewer."""
+    return {name: runs for name, runs in rows.items() if not name.endswith(" samples")}
 
 
 def nlls(rows: Rows) -> str:
@@ -125,7 +131,7 @@ def written(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
 
 def compute(results: dict[str, Any], path: Path) -> None:
     """Log-likelihood on clean images as networks are added, against what they cost."""
-    rows: Rows = results["rows"]
+    rows = drawn(results["rows"])
     figure = new_figure(4.2)
     axes = figure.subplots()
     for place, (name, runs) in enumerate(rows.items()):
@@ -143,6 +149,10 @@ def compute(results: dict[str, Any], path: Path) -> None:
         )
     axes.axvline(results["settings"]["epochs"], color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)))
     axes.set_xscale("log")
+    budget = results["settings"]["epochs"]
+    ticks = [budget * factor / 5 for factor in (1, 2, 5, 10, 25)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("epochs computed so far; dashed: the budget")
     axes.set_ylabel("negative log-likelihood, test images")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
@@ -151,14 +161,14 @@ def compute(results: dict[str, Any], path: Path) -> None:
 
 def reliability(results: dict[str, Any], path: Path) -> None:
     """Accuracy minus confidence by confidence, bins of all repetitions together."""
-    rows: Rows = results["rows"]
+    rows = drawn(results["rows"])
     figure = new_figure(3.8)
     axes = figure.subplots()
     for place, (name, runs) in enumerate(rows.items()):
         points: list[tuple[float, float]] = []
         for bins in zip(*(run["bins"] for run in runs), strict=True):
             count = sum(b["count"] for b in bins)
-            if count < 50:  # too few to draw
+            if count < FEWEST:
                 continue
             confidence = sum(b["count"] * (b["confidence"] or 0.0) for b in bins) / count
             accuracy = sum(b["count"] * (b["accuracy"] or 0.0) for b in bins) / count

@@ -14,6 +14,7 @@ import torch
 import weightspace as ws
 from fabricated import fabricate, make_recipe
 from weightspace.files import read_json
+from weightspace.sampling import SampleStore
 from weightspace.training.data import ImageData
 from weightspace.training.models import build_model
 from weightspace.training.optimizers import make_optimizer
@@ -219,6 +220,23 @@ def test_single_runs_are_the_first_members_of_the_reference() -> None:
     reference = uncertainty.run(uncertainty.REFERENCE, settings, (0, 1), **where)[uncertainty.REFERENCE]
     assert [run["path"][0] for run in single] == [pytest.approx(run["path"][0], rel=1e-4) for run in reference]
     assert [len(run["path"]) for run in reference] == [2, 2]
+
+
+def test_members_of_the_stiefel_ensemble_are_chains_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uncertainty = module("uncertainty")
+    monkeypatch.setattr(uncertainty, "BATCH", 8)
+    judge = module("uncertainty_data").Judge(images(), 6, is_tuning=True)
+    budget = uncertainty.Budget(epochs=4, members=2, hidden=6)
+    arm = uncertainty.STIEFEL_ENSEMBLE
+    found = uncertainty.run(arm, uncertainty.Settings(lr=0.05), (0, 1), budget=budget, judge=judge, folder=tmp_path)
+    assert [[epochs for epochs, _ in run["path"]] for run in found[arm]] == [[2, 4], [2, 4]]
+    stores = [SampleStore.open(folder) for folder in sorted(tmp_path.iterdir())]
+    assert len(stores) == 4
+    weights = [list(store)[-1].load()["hidden.0.weight"] for store in stores]
+    assert all(torch.allclose(w @ w.T, torch.eye(6), atol=1e-4) for w in weights)
+    assert not torch.allclose(weights[0], weights[1], atol=0.01)
 
 
 def test_uncertainty_writes_tables_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,13 +87,24 @@ class NoiseSource:
         """The lanes of a device, of which the first `count` are ready to go on."""
         lanes = self._lanes.setdefault(device, [])
         ready = self._drawn.get(device, 0)
+        place = list(self._lanes).index(device)  # not the device's number: processes that draw alike have one each
         for lane in range(ready, min(count, LANES)):
             if lane == len(lanes):
                 lanes.append(torch.Generator(device))
             seed, group, step = self._stream
-            lanes[lane].manual_seed(stream_seed(seed, group, step * LANES + lane))
+            lanes[lane].manual_seed(stream_seed(seed, group + (place << 16), step * LANES + lane))
         self._drawn[device] = max(ready, count)
         return lanes
+
+
+def shared_seed(generator: torch.Generator | None) -> int:
+    """A seed from the generator (torch's own where it is None); all processes of a distributed run take the first's."""
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))  # alike wherever the weights are
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        seeds = [seed]
+        torch.distributed.broadcast_object_list(seeds)
+        seed = seeds[0]
+    return seed
 
 
 def _fill(tasks: Sequence[tuple[torch.Generator, list[torch.Tensor]]]) -> None:

@@ -103,6 +103,17 @@ def pace_of(group: Mapping[str, Any]) -> Pace:
     return Pace(scheme, h, c, math.sqrt(tau * (1.0 - c * c)), group["flow"], solver)
 
 
+def check_numbers(group: Mapping[str, Any]) -> None:
+    """Raises RuleError for numbers that a schedule may have set out of their range."""
+    for name in ("lr", "temperature", "friction", "momentum"):
+        value = group[name]
+        if value is not None and not 0.0 <= float(value) < math.inf:
+            raise RuleError(f"{NAME} has {name}={float(value):g} at this step; a schedule must keep it at 0 or above.")
+    if group["scheme"] not in SCHEMES:
+        raise RuleError(f"{NAME} has scheme={group['scheme']!r} at this step; choose one of {', '.join(SCHEMES)}.")
+    tau_of(group)
+
+
 def tau_of(group: Mapping[str, Any]) -> float:
     """`temperature / num_data`: the temperature in units of the mean loss.
 

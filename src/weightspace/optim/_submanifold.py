@@ -268,12 +268,20 @@ class SubmanifoldOptimizer(Optimizer):
                         f"The state was saved with {key}={saved[key]!r}, this group has {mine[key]!r}; build the "
                         "optimizer with the same manifolds first."
                     )
+        devices = {
+            p: {key: value.device for key, value in self.state[p].items() if isinstance(value, torch.Tensor)}
+            for _, p, _, _ in self._parameters()
+        }
         super().load_state_dict(state_dict)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, (_, parameter, _, _) in zip(ids, self._parameters(), strict=True):
             saved = state_dict["state"].get(i, {})
             self.state[parameter].update(
-                {key: saved[key].clone().to(parameter.device) for key in _OWN_DTYPE if key in saved}
+                {
+                    key: saved[key].clone().to(devices[parameter].get(key, parameter.device))
+                    for key in _OWN_DTYPE
+                    if key in saved
+                }
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -125,9 +125,11 @@ def read(name: str, states: Iterable[tuple[State, int]], group: Mapping[str, Any
     for state, dim in states:
         both: torch.Tensor = state["thermometer"]
         sums = both[:_SIZE] + both[_SIZE:-1]
-        total = total + sums
-        dimension += dim
         here = int(sums[0])
+        if not here:  # a weight without a gradient so far
+            continue
+        total = total + sums / here
+        dimension += dim
         count = max(count, here)
         if here > 1:  # weights are independent of each other, so their variances add
             variance += max(0.0, float(sums[2]) / here - (float(sums[1]) / here) ** 2) / (here - 1)
@@ -137,7 +139,7 @@ def read(name: str, states: Iterable[tuple[State, int]], group: Mapping[str, Any
     return Temperature(
         name,
         target,
-        scale * float(total[1]) / count / dimension if has_velocity else math.nan,
+        scale * float(total[1]) / dimension if has_velocity else math.nan,
         scale * math.sqrt(variance) / dimension if has_velocity else math.nan,
         scale * float(total[3]) / divergence if divergence else math.nan,
         dimension,

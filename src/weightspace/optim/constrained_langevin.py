@@ -33,25 +33,21 @@ from typing import Any
 
 import torch
 
-from weightspace.errors import RuleError
+from weightspace.errors import AttachError, RuleError
 from weightspace.kernels.options import boolean, seed_or_none, whole_number
 from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Circle, Constraint, Manifold, parse
 from weightspace.manifolds._flows import FlowMethod
 from weightspace.optim import _thermometer
-from weightspace.optim._langevin_circle import RENEW_EVERY, circle_step
 from weightspace.optim._langevin_flat import free_step
-from weightspace.optim._langevin_noise import NoiseSource
-from weightspace.optim._langevin_pace import NAME, Pace, Scheme, check_group, pace_of, tau_of
+from weightspace.optim._langevin_noise import NoiseSource, shared_seed
+from weightspace.optim._langevin_pace import NAME, Scheme, check_group, check_numbers, pace_of
 from weightspace.optim._langevin_points import step_points
 from weightspace.optim._langevin_scale import adapt, new_scale
-from weightspace.optim._langevin_slack import is_shadow, slack_of
-from weightspace.optim._langevin_steps import angle_step, point_step
+from weightspace.optim._langevin_slack import is_shadow, slack_of, step_lifted, step_on_circle
 from weightspace.optim._submanifold import Group, SubmanifoldOptimizer
 from weightspace.optim._thermometer import Temperature, dimension_of
 
-# Angles are wrapped now and then: a large float32 angle is a coarse one.
-_WRAP_EVERY = 256
 _torch: Any = torch  # foreach has no public name; torch's own optimizers use it
 
 
@@ -81,7 +77,8 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         adapt_steps: Steps during which the preconditioner adapts; then it is frozen, and the law is exact again.
         preconditioner_decay: Of its running mean of squares.
         preconditioner_epsilon: Added to the root of that mean.
-        seed: Of the noise; None draws one from torch's generator. Give every process of a distributed run the same.
+        seed: Of the noise; None draws one from torch's generator, and all processes of a distributed run take that of
+            the first. Seeds that are given must be alike in all of them.
         generator: Draw the seed from this generator instead.
         measure_every: Read the thermometers every so many steps; None: never. Costs a copy of the weights.
         maximize: Ascend instead.
@@ -131,8 +128,8 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         maximize: bool = False,
         check_finite: bool = True,
     ) -> None:
-        if seed is None:  # on the CPU: alike wherever the weights are
-            seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        if seed is None:
+            seed = shared_seed(generator)
         defaults = {
             "lr": lr,
             "friction": 1.0 if friction is None and momentum is None else friction,
@@ -197,10 +194,14 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         return manifold.resolved(parameter) if radius is None else replace(manifold, radius=float(radius))
 
     def _new_state(self, parameter: torch.Tensor, group: Group, constraint: Constraint | None) -> dict[str, Any]:
+        if hasattr(parameter, "device_mesh"):
+            raise AttachError(
+                f"{self._name(parameter)} is a sharded DTensor (fully_shard); {NAME} draws noise for whole weights: "
+                "train it with DistributedDataParallel."
+            )
         state: dict[str, Any] = {"step": torch.tensor(0.0)}
         wide = torch.float32 if parameter.dtype.itemsize < 4 else parameter.dtype
-        dtype = wide if constraint is not None else parameter.dtype
-        state["velocity"] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+        state["velocity"] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.preserve_format)
         if group["measure_every"] is not None:
             state["thermometer"] = _thermometer.new_thermometer()
             state["reference"] = parameter.detach().clone(memory_format=torch.preserve_format)
@@ -226,10 +227,11 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
 
         Raises:
             NonFiniteGradientError: A gradient holds NaN or infinity; nothing was changed.
-            RuleError: A schedule raised a temperature above 0 without `num_data`; nothing was changed.
+            RuleError: A schedule set a number out of its range, or a temperature without `num_data`; nothing was
+                changed.
         """
         for group in self.param_groups:
-            tau_of(group)
+            check_numbers(group)
         return super().step(closure)
 
     def _begin(self, group: Group) -> None:
@@ -251,14 +253,16 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         if group["measure_every"] is not None:
             for p, g in zip(parameters, grads, strict=True):
                 self._measure(p, group, None, g)
-        velocities = [s["velocity"] for s in states]
-        noise = None
-        if pace.noise:
-            noise = [n.to(p.dtype) for n, p in zip(self._noise.like(parameters), parameters, strict=True)]
+        noise = self._noise.like(parameters) if pace.noise else None
+        wide = [p if p.dtype.itemsize >= 4 else p.float() for p in parameters]  # 16 bits lose a velocity's changes
+        grads = [g if g.dtype.itemsize >= 4 else g.float() for g in grads]
         if group["preconditioner"] is None:
-            free_step(parameters, velocities, grads, noise, pace)
+            free_step(wide, [s["velocity"] for s in states], grads, noise, pace)
         else:
-            adapt(parameters, states, grads, noise, pace, group)
+            adapt(wide, states, grads, noise, pace, group)
+        for p, w in zip(parameters, wide, strict=True):
+            if w is not p:
+                p.copy_(w)
         _torch._foreach_add_(
             [s["step"] for s in states], torch.tensor(1.0), alpha=1.0
         )  # a number would be wrapped each time
@@ -268,10 +272,12 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         if group["weight_decay"]:
             gradient = torch.add(gradient, parameter, alpha=group["weight_decay"])
         self._measure(parameter, group, constraint, gradient)
-        if isinstance(manifold, Circle) and manifold.slack == 1:
-            self._step_on_circle(parameter, constraint, gradient, pace)
+        if not pace.h:  # a rate of 0: the beginning of a warm-up, the end of a cosine
+            pass
+        elif isinstance(manifold, Circle) and manifold.slack == 1:
+            step_on_circle(parameter, state, gradient, pace, self._noise, self._work)
         elif manifold.slack_count:
-            self._step_lifted(parameter, constraint, gradient, pace)
+            step_lifted(parameter, state, constraint, gradient, pace, self._noise)
         else:
             noise = self._noise.like([parameter])[0] if pace.noise else None
             step = int(state["step"])
@@ -284,44 +290,6 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
                     state["fallbacks"] += fallbacks
         state["step"] += 1
 
-    def _step_on_circle(
-        self, parameter: torch.Tensor, constraint: Constraint, gradient: torch.Tensor, pace: Pace
-    ) -> None:
-        state = self.state[parameter]
-        radius, step = float(state["radius"]), int(state["step"])
-        draws = 0 if not pace.noise else 2 if pace.is_overdamped else 1
-        noise = self._noise.like([state["velocity"]] * draws)
-        if "angle" in state:
-            angle: torch.Tensor = state["angle"]
-            drawn = None if not noise else torch.stack(noise) if pace.is_overdamped else noise[0]
-            angle_step(angle, state["velocity"], gradient.to(angle.dtype), drawn, pace, radius)
-            if step % _WRAP_EVERY == 0:
-                angle.remainder_(2 * torch.pi)
-            parameter.copy_(angle.cos().mul_(radius))
-            return
-        slack, velocity = state["slack_variables"], state["velocity"]
-        renew = step % RENEW_EVERY == 0
-        circle_step(parameter, slack, velocity, gradient, noise, pace, radius, self._work, renew=renew)
-
-    def _step_lifted(self, parameter: torch.Tensor, constraint: Constraint, gradient: torch.Tensor, pace: Pace) -> None:
-        state, k = self.state[parameter], constraint.manifold.slack_count
-        for piece in constraint.pieces(0):
-            rows, (theta, v, g) = (
-                piece.view.shape,
-                (piece.read(t).flatten(-2).unsqueeze(-2) for t in (parameter, state["velocity"], gradient)),
-            )
-            slack = state["slack_variables"]
-            x, v = torch.cat([theta, slack], -1), torch.cat([v, state["slack_velocity"]], -1)
-            g = torch.cat([g, torch.zeros_like(slack)], -1)
-            noise = self._noise.of_shape(tuple(x.shape), x) if pace.noise else None
-            flow = point_step(constraint.manifold, x, v, g, noise, pace)
-            piece.write(parameter, flow.point[..., :-k].reshape(rows))
-            piece.write(state["velocity"], flow.velocity[..., :-k].reshape(rows))
-            slack.copy_(flow.point[..., -k:])
-            state["slack_velocity"].copy_(flow.velocity[..., -k:])
-            if flow.fallbacks:
-                state["fallbacks"] += flow.fallbacks
-
     def _put_on(self, parameter: torch.Tensor, constraint: Constraint, step: int = 0) -> None:
         """Weights that the user wrote to also need their slack variables anew."""
         super()._put_on(parameter, constraint, step)
@@ -330,6 +298,16 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
             state.update(slack_of(parameter, constraint, state["velocity"].dtype))
 
     # ------------------------------------------------------------------ what the user sees
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            AttachError: It was saved by another optimizer, or for other manifolds.
+        """
+        if any("velocity" not in saved for saved in state_dict["state"].values()):
+            raise AttachError(f"The state holds no velocities: it was saved by another optimizer than {NAME}.")
+        super().load_state_dict(state_dict)
 
     def _measure(
         self, parameter: torch.Tensor, group: Group, constraint: Constraint | None, gradient: torch.Tensor
