@@ -633,3 +633,83 @@ def test_verify_measures_what_is_declared(manifold):
         model[0].weight.mul_(10)
     with pytest.raises(VerificationError, match=r"on 0\.weight"):
         sampler.verify()
+
+
+# ------------------------------------------------------------------------------------ schedules at their ends, devices
+
+
+@manifolds
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_rate_of_zero_moves_nothing_and_what_follows_is_sound(manifold, scheme):
+    model = make_model()
+    sampler = sampler_on(model, manifold, scheme=scheme)
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in sampler.param_groups:
+        group["lr"] = 0.0
+    backward(model, 0)
+    sampler.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    for group in sampler.param_groups:
+        group["lr"] = 0.01
+    backward(model, 1)
+    sampler.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    sampler.verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", -0.1), ("temperature", -1.0), ("friction", math.nan), ("scheme", "AB")]
+)
+def test_what_a_schedule_sets_out_of_range_is_refused_before_anything_moves(name, value):
+    model = make_model()
+    sampler = sampler_on(model, Stiefel())
+    backward(model, 0)
+    before, state = [p.detach().clone() for p in model.parameters()], copy.deepcopy(sampler.state_dict())
+    sampler.param_groups[-1][name] = value
+    with pytest.raises(RuleError, match=f"{name}=.* at this step"):
+        sampler.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert sampler.param_groups[0]["draws"] == state["param_groups"][0]["draws"]
+
+
+def test_a_state_of_torchs_sgd_is_refused_with_a_sentence():
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    backward(model, 0)
+    sgd.step()
+    with pytest.raises(AttachError, match="saved by another optimizer"):
+        ConstrainedLangevin(model.parameters(), temperature=0.0).load_state_dict(sgd.state_dict())
+
+
+def test_bfloat16_weights_keep_velocities_at_their_temperature():
+    q = nn.Parameter(torch.zeros(20_000, dtype=torch.bfloat16))
+    sampler = ConstrainedLangevin([q], lr=1e-4, temperature=1.0, num_data=1, seed=0, measure_every=1)
+    for _ in range(300):  # a free particle: its velocity forgets with exp(-friction t), t = 3
+        q.grad = torch.zeros_like(q)
+        sampler.step()
+    assert q.dtype == torch.bfloat16
+    assert abs(float(sampler.state[q]["velocity"].square().mean()) - (1 - math.exp(-2 * 3.0))) < 0.05
+
+
+def test_weights_without_gradients_do_not_cool_the_thermometer():
+    moving, resting = (nn.Parameter(torch.zeros(4_000)) for _ in range(2))
+    sampler = ConstrainedLangevin([moving, resting], lr=0.04, temperature=2.0, num_data=10, seed=0, measure_every=1)
+    for _ in range(200):
+        moving.grad = moving.detach().clone()
+        sampler.step()
+    (found,) = sampler.temperatures()
+    assert found.dimension == 4_000
+    assert abs(found.kinetic - 2.0) < 0.1
+
+
+def test_every_process_of_a_distributed_run_takes_the_first_ones_seed(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda seeds: seeds.__setitem__(0, 77))
+    assert ConstrainedLangevin([nn.Parameter(torch.zeros(2))], temperature=0.0).param_groups[0]["seed"] == 77
+
+
+def test_sharded_weights_are_refused():
+    weight = nn.Parameter(torch.zeros(2))
+    weight.device_mesh = object()
+    with pytest.raises(AttachError, match="sharded DTensor"):
+        ConstrainedLangevin([weight], temperature=0.0)
