@@ -33,7 +33,7 @@ from weightspace.optim import ConstrainedLangevin, langevin_units
 SCHEMES = ["BAOA", "OBA", "OBABO", "overdamped"]
 
 
-def norm_cap(q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+def kernel_cap(q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     """|q| <= 3: the norm of a kernel, with one slack variable."""
     return q.square().sum() + s.square().sum() - 9.0
 
@@ -49,7 +49,7 @@ MANIFOLDS = [
     Circle(),
     Circle(radius=2.0, slack=2),
     Product(("sphere(slice)", "stiefel(slice)"), assignment="random", every=2),
-    LevelSet(norm_cap, "kernel", slack=1),
+    LevelSet(kernel_cap, "kernel", slack=1),
 ]
 manifolds = pytest.mark.parametrize("manifold", MANIFOLDS, ids=lambda m: m.text())
 
@@ -526,7 +526,7 @@ def test_temperatures_are_read_forgotten_and_refused_without_measurements():
     assert all(r.measurements == 0 and math.isnan(r.kinetic) for r in sampler.temperatures())
     with pytest.raises(RuleError, match="pass measure_every=10"):
         sampler_on(model, Stiefel()).temperatures()
-    cap = sampler_on(make_model(), LevelSet(norm_cap, "kernel", slack=1), measure_every=1)
+    cap = sampler_on(make_model(), LevelSet(kernel_cap, "kernel", slack=1), measure_every=1)
     train(make_model(), cap, 0, 0)
     assert math.isnan(cap.temperatures()[0].configurational)
 

@@ -31,11 +31,11 @@ def orthonormal_columns(q: torch.Tensor) -> torch.Tensor:
     return (q.mT @ q - torch.eye(q.shape[1]).to(q))[rows, columns]
 
 
-def column_sums(q: torch.Tensor) -> torch.Tensor:
+def fixed_sums(q: torch.Tensor) -> torch.Tensor:
     return q.sum(0) - 1.0
 
 
-def norm_cap(q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+def capped_norm(q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     return q.square().sum() + s.square().sum() - 4.0
 
 
@@ -129,7 +129,7 @@ def test_the_law_on_a_sphere_is_that_of_von_mises_and_fisher():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_fixed_column_sums_are_exact(dtype: torch.dtype):
-    m = LevelSet(column_sums)
+    m = LevelSet(fixed_sums)
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     tolerance = 1e-13 if dtype == torch.float64 else 4 * torch.finfo(dtype).eps
     given_x = x.to(dtype)
@@ -149,7 +149,7 @@ def test_fixed_column_sums_are_exact(dtype: torch.dtype):
 def test_every_optimizer_keeps_the_sums(make: str):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    manifold = LevelSet(column_sums, on=ws.on.linears)
+    manifold = LevelSet(fixed_sums, on=ws.on.linears)
     groups = ws.param_groups(model, {ws.on.linears: manifold})
     keeper = None
     if make == "attach":
@@ -176,7 +176,7 @@ def test_every_optimizer_keeps_the_sums(make: str):
 
 
 def test_slack_completes_a_weight_that_is_within_and_others_are_moved():
-    m = LevelSet(norm_cap, "filter", slack=1)
+    m = LevelSet(capped_norm, "filter", slack=1)
     assert m.slack_count == 1
     assert m.dim(1, 5) == 4
     x = torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]], [[2.0, 0.0]]], dtype=torch.float64)
@@ -198,7 +198,7 @@ def test_a_norm_cap_holds_while_the_sampler_runs_and_its_free_law_is_known():
     w = nn.Parameter(
         0.5 * torch.randn(chains, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     )
-    group = {"params": [w], "manifold": LevelSet(norm_cap, "kernel", slack=1), "chains": True}
+    group = {"params": [w], "manifold": LevelSet(capped_norm, "kernel", slack=1), "chains": True}
     sampler = ws.optim.ConstrainedLangevin([group], lr=0.25, temperature=1.0, num_data=1, seed=2)
     for _ in range(40):
         w.grad = torch.zeros_like(w)
@@ -213,23 +213,23 @@ def test_a_norm_cap_holds_while_the_sampler_runs_and_its_free_law_is_known():
 
 
 def test_it_is_a_value_named_by_its_function():
-    m = LevelSet(column_sums, "filter")
-    assert m == LevelSet("column_sums", "filter") == parse(m.text()) == pickle.loads(pickle.dumps(m)) == copy.copy(m)
-    assert hash(m) == hash(LevelSet(column_sums, "filter"))
-    assert m != LevelSet(column_sums)
-    assert m.text() == "levelset(column_sums, grouping=filter)"
-    assert LevelSet(norm_cap, slack=2).text() == "levelset(norm_cap, slack=2)"
-    assert parse("levelset(norm_cap, slack=2)") == LevelSet(norm_cap, slack=2)
-    assert str(LevelSet(column_sums, name="sums").text()) == "levelset(sums)"
+    m = LevelSet(fixed_sums, "filter")
+    assert m == LevelSet("fixed_sums", "filter") == parse(m.text()) == pickle.loads(pickle.dumps(m)) == copy.copy(m)
+    assert hash(m) == hash(LevelSet(fixed_sums, "filter"))
+    assert m != LevelSet(fixed_sums)
+    assert m.text() == "levelset(fixed_sums, grouping=filter)"
+    assert LevelSet(capped_norm, slack=2).text() == "levelset(capped_norm, slack=2)"
+    assert parse("levelset(capped_norm, slack=2)") == LevelSet(capped_norm, slack=2)
+    assert str(LevelSet(fixed_sums, name="sums").text()) == "levelset(sums)"
     assert LevelSet(lambda q: q.sum(0), name="zero_sums").name == "zero_sums"
 
 
 def test_names_that_the_program_has_not_defined_are_never_looked_for_elsewhere():
-    for text in ("levelset(os)", "levelset(colum_sums)", "levelset(system)"):
+    for text in ("levelset(os)", "levelset(fixd_sums)", "levelset(system)"):
         with pytest.raises(RuleError, match="names a function that this program has not defined"):
             parse(text)
-    with pytest.raises(RuleError, match="the nearest is 'column_sums'"):
-        parse("levelset(colum_sums)")
+    with pytest.raises(RuleError, match="the nearest is 'fixed_sums'"):
+        parse("levelset(fixd_sums)")
     with pytest.raises(RuleError, match=r"write it as 'levelset\(name\)'"):
         parse("levelset(3)")
 
@@ -250,7 +250,7 @@ def test_a_state_names_it_and_resumes():
     w = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
     twin = nn.Parameter(torch.zeros(4, 3))
     first, second = (
-        ws.optim.SubmanifoldSGD([{"params": [p], "manifold": LevelSet(column_sums)}], lr=0.1, momentum=0.9)
+        ws.optim.SubmanifoldSGD([{"params": [p], "manifold": LevelSet(fixed_sums)}], lr=0.1, momentum=0.9)
         for p in (w, twin)
     )
     for k in range(4):
@@ -355,7 +355,7 @@ def test_what_is_no_function_is_refused(bad):
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
 )
 def test_any_shape_and_scale(lead: list[int], n: int, p: int, scale: float):
-    m = LevelSet(column_sums)
+    m = LevelSet(fixed_sums)
     x = scale * torch.randn(*lead, n, p, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     y = m.project(x)
     assert y.shape == x.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from weightspace.errors import SamplingError
 from weightspace.sampling import Estimate, Predictive
 from weightspace.sampling.calibration import bin_of, brier_of_points
+from weightspace.sampling.summary import centered
 
-SCORES = ("accuracy", "nll", "brier", "ece")
+CALIBRATION = "ece"
+SCORES = ("accuracy", "nll", "brier", CALIBRATION)
 BINS = 15
 _MOST_DRAWS = 20_000_000  # random numbers of a bootstrap: a second
 _RESAMPLES = 1000
@@ -83,12 +85,13 @@ class Row:
     def estimate(self, score: str) -> Estimate:
         """A score with the interval of its resamples."""
         place = SCORES.index(score)
-        return _estimate(self.values[place], self.drawn[:, place], self.level)
+        found = _estimate(score, self.values[place], self.drawn[:, place], self.level)
+        return replace(found, low=max(0.0, found.low))
 
     def minus(self, other: Row, score: str) -> Estimate:
         """The difference of a score to that of another row, on the same resampled points."""
         place = SCORES.index(score)
-        return _estimate((self.values - other.values)[place], (self.drawn - other.drawn)[:, place], self.level)
+        return _estimate(score, (self.values - other.values)[place], (self.drawn - other.drawn)[:, place], self.level)
 
     def summary(self) -> dict[str, Any]:
         """For JSON."""
@@ -152,7 +155,9 @@ def _of_means(means: Tensor) -> Tensor:
     return torch.cat((means[..., :3], means[..., 3:].abs().sum(-1, keepdim=True)), dim=-1)
 
 
-def _estimate(value: Tensor, drawn: Tensor, level: float) -> Estimate:
+def _estimate(score: str, value: Tensor, drawn: Tensor, level: float) -> Estimate:
+    if score == CALIBRATION:
+        drawn = centered(drawn, float(value))
     tails = torch.tensor(((1 - level) / 2, (1 + level) / 2), dtype=torch.float64)
     low, high = torch.quantile(drawn, tails, interpolation="nearest").tolist()
     return Estimate(float(value), low, high)

@@ -69,9 +69,9 @@ class LevelSet(Manifold):
     two. For a few equations; on spheres and orthonormal matrices `Sphere` and `Stiefel` are far faster.
 
     Example:
-        >>> def column_sums(q: torch.Tensor) -> torch.Tensor:
+        >>> def unit_sums(q: torch.Tensor) -> torch.Tensor:
         ...     return q.sum(0) - 1.0
-        >>> LevelSet(column_sums).project(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
+        >>> LevelSet(unit_sums).project(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
         tensor([[ 2.0000,  0.5000],
                 [-1.0000,  0.5000]])
     """

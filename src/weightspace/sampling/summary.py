@@ -99,7 +99,8 @@ def measure_calibration(
 
     The intervals are percentiles over resampled points: what another test set of the same size would give. They hold
     for independent points (tokens of one text are not quite) and know nothing of the spread over training runs. That
-    of the calibration error lies a little high, as the error itself does: compare it with `ece_by_chance`.
+    of the calibration error is shifted to where the error is (`centered`); the error itself lies a little high, by what
+    chance adds to it: compare it with `ece_by_chance`.
 
     Args:
         probabilities: `(N, C)`, rows sum to 1.
@@ -141,12 +142,26 @@ def measure_calibration(
         honest = (torch.rand(count, generator=generator, dtype=torch.float64) < confidence).double()
         chance[row] = _error(place, honest - confidence, bins)
     tails = torch.tensor(((1 - level) / 2, (1 + level) / 2), dtype=torch.float64)
+    drawn[:, 3] = centered(drawn[:, 3], table.error).clamp(min=0)
     # "nearest": between an infinite and a finite likelihood there is nothing to interpolate
     ends = torch.quantile(drawn, tails, dim=0, interpolation="nearest")
     found = [*columns.mean(0).tolist(), table.error]
     accuracy, likelihood, brier, error = (Estimate(v, *pair) for v, pair in zip(found, ends.T.tolist(), strict=True))
     limit = float(torch.quantile(chance, level, interpolation="nearest"))
     return Calibration(count, accuracy, likelihood, brier, error, limit, table, level)
+
+
+def centered(drawn: Tensor, value: float) -> Tensor:
+    """Resampled calibration errors, or differences of such errors, shifted so that their mean is the value itself.
+
+    Absolute values grow with noise: an error of resampled points lies above that of the points themselves, often all
+    of them do. An interval of such percentiles need not hold the number that it is an interval of.
+
+    Example:
+        >>> centered(torch.tensor([0.25, 0.5, 0.75]), 0.375)
+        tensor([0.1250, 0.3750, 0.6250])
+    """
+    return drawn + (value - drawn.mean())
 
 
 def _error(place: Tensor, gap: Tensor, bins: int) -> float:
