@@ -225,6 +225,7 @@ def test_it_is_a_value_named_by_its_function():
 
 
 def test_names_that_the_program_has_not_defined_are_never_looked_for_elsewhere():
+    LevelSet(fixed_sums)
     for text in ("levelset(os)", "levelset(fixd_sums)", "levelset(system)"):
         with pytest.raises(RuleError, match="names a function that this program has not defined"):
             parse(text)

@@ -544,7 +544,8 @@ def compared(tmp_path_factory):
 def test_worker_processes_train_on_text(compared, tmp_path):
     run_comparison(comparison_recipe(), tmp_path / "run", workers=1)
     ours, theirs = (table_values(read_comparison(folder)) for folder in (compared, tmp_path / "run"))
-    assert [arm["perplexity"] for arm in ours["arms"]] == [arm["perplexity"] for arm in theirs["arms"]]
+    for one, other in zip(ours["arms"], theirs["arms"], strict=True):  # of as many threads as a worker gets
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-4)
 
 
 def test_tables_have_the_perplexity(compared):

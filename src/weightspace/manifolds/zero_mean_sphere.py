@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
 from weightspace.manifolds._moves import Motion, Moved
 from weightspace.manifolds._rows import Sizes, step_vectors
 from weightspace.manifolds._unit import norm_of, unit
@@ -52,6 +53,13 @@ class ZeroMeanSphere(Sphere):
     def project_tangent(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """Removes the mean and the radial part."""
         return super().project_tangent(x, _centered(u))
+
+    def flow(
+        self, x: torch.Tensor, v: torch.Tensor, t: float, method: FlowMethod = "auto", solver: Solver = SOLVER
+    ) -> Flow:
+        """The great circle; centered at its end, for without that rounding of the mean grows from step to step."""
+        flow = super().flow(x, v, t, method, solver)
+        return Flow(_centered(flow.point), _centered(flow.velocity), flow.fallbacks)
 
     def dim(self, n: int, p: int) -> int:
         """Two less than the numbers of a point."""
