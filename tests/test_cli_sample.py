@@ -207,3 +207,10 @@ def test_after_ctrl_c_the_same_command_goes_on_bit_for_bit(recipe: Path, tmp_pat
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(state[key], other[place][key]) for place, state in one.items() for key in state)
+
+
+def test_show_names_the_sampler_and_asks_no_convergence_of_it() -> None:
+    code, out, err = call("show", "quickstart-sample")
+    assert code == 0
+    assert "no rules: weightspace.optim.ConstrainedLangevin as it is" in out + err
+    assert "convergence" not in out + err

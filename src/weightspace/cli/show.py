@@ -56,20 +56,23 @@ def show(
             return
         print_note(f"rules of the arm '{first}' (another: --arm NAME, of {', '.join(arms)}):")
         shown = settings.for_arm(first)
+    from weightspace.training.optimizers import home
+
     if shown.rules:
         _print_routing(shown)
     else:
-        print_note("no rules: the optimizer is torch's own")
+        print_note(f"no rules: {home(shown.train.optimizer.name)} as it is")
     _print_conditions(shown)
 
 
 def _print_conditions(recipe: Recipe) -> None:
     """Say what the schedule lacks for the convergence that is known of SGD on manifolds."""
-    from weightspace.training.optimizers import SUBMANIFOLD
+    from weightspace.training.optimizers import SAMPLER, SUBMANIFOLD
     from weightspace.training.schedule import broken_conditions
 
-    sentence = broken_conditions(recipe.train.schedule)
-    if recipe.train.optimizer.name in SUBMANIFOLD and sentence is not None:
+    name, sentence = recipe.train.optimizer.name, broken_conditions(recipe.train.schedule)
+    # A sampler is not to converge to a point.
+    if name in SUBMANIFOLD and name != SAMPLER and sentence is not None:
         print_note(f"note: {sentence}")
 
 
