@@ -691,6 +691,17 @@ def test_bfloat16_weights_keep_velocities_at_their_temperature():
     assert abs(float(sampler.state[q]["velocity"].square().mean()) - (1 - math.exp(-2 * 3.0))) < 0.05
 
 
+def test_the_preconditioner_of_16_bit_weights_keeps_its_precision_through_a_state():
+    q = nn.Parameter(torch.ones(50, dtype=torch.bfloat16))
+    sampler = ConstrainedLangevin([q], lr=0.01, temperature=1.0, num_data=5, preconditioner="rmsprop", seed=0)
+    q.grad = torch.full_like(q, 0.3)
+    sampler.step()
+    before = sampler.state[q]["square_avg"].clone()
+    sampler.load_state_dict(copy.deepcopy(sampler.state_dict()))
+    assert before.dtype == torch.float32
+    assert torch.equal(sampler.state[q]["square_avg"], before)
+
+
 def test_weights_without_gradients_do_not_cool_the_thermometer():
     moving, resting = (nn.Parameter(torch.zeros(4_000)) for _ in range(2))
     sampler = ConstrainedLangevin([moving, resting], lr=0.04, temperature=2.0, num_data=10, seed=0, measure_every=1)

@@ -18,9 +18,9 @@ from weightspace.optim._langevin_steps import flat_step
 _torch: Any = torch  # foreach has no public name; torch's own optimizers use it
 
 
-def new_scale(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """State of one weight."""
-    return {"square_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+def new_scale(velocity: torch.Tensor) -> dict[str, torch.Tensor]:
+    """State of one weight, in the dtype and layout of its velocity."""
+    return {"square_avg": torch.zeros_like(velocity, memory_format=torch.preserve_format)}
 
 
 def adapt(  # noqa: PLR0917  # of one step, as in `flat_step`

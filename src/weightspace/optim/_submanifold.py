@@ -29,7 +29,7 @@ _IDENTITY = ("manifold", "out_axis", "groups", "chains")
 # What `load_state_dict` of torch would cast to the weight's dtype.
 _OWN_DTYPE = (
     *("fallbacks", "slack", "exp_avg_sq", "max_exp_avg_sq"),
-    *("velocity", "angle", "radius", "slack_variables", "slack_velocity", "thermometer"),
+    *("velocity", "angle", "radius", "slack_variables", "slack_velocity", "thermometer", "square_avg"),
 )
 
 

@@ -54,9 +54,12 @@ class Temperature:
         return self.measurements > 1 and gap > tolerance * self.target + 4 * self.kinetic_error
 
 
-def new_thermometer() -> torch.Tensor:
-    """Of no measurement: two windows, and the count of all measurements."""
-    return torch.zeros(2 * _SIZE + 1, dtype=torch.float64)
+def new_thermometer(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """State of one weight before its first measurement: two windows and the count of all, and where the weight is."""
+    return {
+        "thermometer": torch.zeros(2 * _SIZE + 1, dtype=torch.float64),
+        "reference": parameter.detach().clone(memory_format=torch.preserve_format),
+    }
 
 
 def measure(state: State, x: torch.Tensor, constraint: Constraint | None, gradient: torch.Tensor) -> None:

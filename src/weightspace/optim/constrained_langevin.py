@@ -203,11 +203,10 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         wide = torch.float32 if parameter.dtype.itemsize < 4 else parameter.dtype
         state["velocity"] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.preserve_format)
         if group["measure_every"] is not None:
-            state["thermometer"] = _thermometer.new_thermometer()
-            state["reference"] = parameter.detach().clone(memory_format=torch.preserve_format)
+            state.update(_thermometer.new_thermometer(parameter))
         if constraint is None:
             if group["preconditioner"] is not None:
-                state.update(new_scale(parameter))
+                state.update(new_scale(state["velocity"]))
             return state
         state["fallbacks"] = torch.zeros((), dtype=torch.int64)
         manifold = constraint.manifold
@@ -365,8 +364,7 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         """Forgets the measurements: after burn-in, or when `temperature` was changed."""
         for _, parameter, group, _ in self._parameters():
             if group["measure_every"] is not None:
-                self.state[parameter]["thermometer"] = _thermometer.new_thermometer()
-                self.state[parameter]["reference"] = parameter.detach().clone(memory_format=torch.preserve_format)
+                self.state[parameter].update(_thermometer.new_thermometer(parameter))
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps only these of an optimizer that is pickled or copied; ours are made anew.

@@ -6,7 +6,6 @@ temperature 0 in their first part (Zhang, Li, Zhang, Chen, Wilson 2020, arXiv 19
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -40,8 +39,7 @@ def lr_factor(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, st
     if step < warmup:
         return (step + 1) / warmup
     if schedule.name == "cosine":
-        done = (step - warmup) / max(1, steps - warmup)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return langevin_schedules.cosine(step - warmup, max(1, steps - warmup))
     if schedule.name == "step":
         passed = sum(step >= round(milestone * steps_per_epoch) for milestone in schedule.milestones)
         return schedule.gamma**passed
