@@ -125,7 +125,7 @@ class Manifolds:
                 task.constraint.gradient_(task.info.parameter, buffer, step)
                 task.start.copy_(task.info.parameter)
                 if must_measure:
-                    task.norm = torch.linalg.vector_norm(buffer, dtype=torch.float32)
+                    task.norm = torch.linalg.vector_norm(buffer.float() if buffer.dtype.itemsize < 4 else buffer)
                 self._open.append(task)
 
     def after(self, optimizer: Optimizer, step: int) -> None:
