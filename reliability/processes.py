@@ -6,15 +6,31 @@ Processes are forked from a server that has imported torch once and never comput
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_PRELOADED = ["torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor", "weightspace"]
+_PRELOADED = [
+    "torch.distributed",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "weightspace",
+    "weightspace.training.loop",
+    "weightspace.chains",
+]
+
+
+def forking() -> ForkServerContext:
+    """What starts processes by forking a server that has imported everything and never computed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def run_ranks(function: Callable[..., T], ranks: int, *arguments: Any, seconds: float = 300.0) -> list[T]:
@@ -29,8 +45,7 @@ def run_ranks(function: Callable[..., T], ranks: int, *arguments: Any, seconds: 
     Raises:
         RuntimeError: A process failed (its traceback is the message), died or took too long.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = forking()
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(ranks)]
         workers = [
@@ -60,7 +75,7 @@ def _collect(ends: list[Connection], seconds: float) -> list[Any]:
         for k, end in enumerate(ends):
             if end in ready:
                 try:
-                    error, found[k] = end.recv()
+                    error, found[k] = pickle.loads(end.recv_bytes())  # of our own processes
                 except EOFError:
                     raise RuntimeError(f"rank {k} died") from None
                 if error:
@@ -81,9 +96,9 @@ def _work(
         torch.manual_seed(0)
         result = function(rank, *arguments)
         torch.distributed.barrier()
-        end.send(("", result))
+        end.send_bytes(pickle.dumps(("", result)))  # not send(): tensors would stay in memory that ends with us
     except BaseException:  # noqa: BLE001 - it is raised in the parent
-        end.send((traceback.format_exc(), None))
+        end.send_bytes(pickle.dumps((traceback.format_exc(), None)))
     finally:
         end.close()
         torch.distributed.destroy_process_group()

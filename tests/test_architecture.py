@@ -39,17 +39,18 @@ ARROWS: dict[str, frozenset[str]] = {
         "sampling": "figures",
         "compress": "kernels operators",
         "inspection": "kernels operators figures",
-        "training": "kernels optim registry",
+        "training": "kernels optim registry sharding",
+        "integrations": "kernels optim training",
         "compare": "gates training",
         "chains": "training sampling compare figures",
         "report": "training compare chains figures",
     }.items()
 }
 GROUND = ("errors", "precision", "files")  # what every room may import
-UPPER = ("training", "compare", "chains", "report", "cli", "__main__")
+UPPER = ("training", "integrations", "compare", "chains", "report", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
 HEAVY = (
-    *("lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "arviz", "safetensors"),
+    *("lightning", "transformers", "ray", "lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "arviz", "safetensors"),
     "weightspace.training",
 )
 # The library's own dependencies (pyproject.toml); everything else belongs to extras and so to the upper rooms.

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from test_files import file_size_limit
 from weightspace.errors import RunError
-from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
+from weightspace.training.checkpoint import delete_checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 TREES = st.recursive(
@@ -39,7 +40,17 @@ def test_any_tree_comes_back_with_its_types(tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
+    "dtype",
+    [
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+    ],
 )
 def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {
@@ -84,7 +95,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, fingerprint="f") is None
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "flipped header"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "flipped header", "flipped bit"])
 def test_a_damaged_newest_file_is_reported_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
     save_checkpoint(tmp_path, 1, {"step": 1, "w": torch.ones(100)}, fingerprint="f")
     newest = save_checkpoint(tmp_path, 2, {"step": 2, "w": torch.ones(100)}, fingerprint="f")
@@ -95,12 +106,76 @@ def test_a_damaged_newest_file_is_reported_and_the_one_before_used(tmp_path: Pat
         newest.write_bytes(b"")
     elif damage == "foreign":
         save_file({"w": torch.ones(1)}, newest)
+    elif damage == "flipped bit":
+        newest.write_bytes(content[:-50] + bytes([content[-50] ^ 1]) + content[-49:])
     else:
         newest.write_bytes(content[:20] + b"\xff" * 8 + content[28:])
     with pytest.warns(RuntimeWarning, match=r"checkpoint-000000002.* is damaged .*trying the checkpoint before it"):
         found = load_checkpoint(tmp_path, fingerprint="f")
     assert found is not None
     assert found["step"] == 1
+
+
+def small_state() -> dict[str, Any]:
+    return {"step": 7, "w": torch.tensor([1.5, -2.0]), "n": torch.tensor([3], dtype=torch.int64), 0: (None, "text")}
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, small_state(), fingerprint="f")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            with pytest.raises(RunError, match="no whole checkpoint"):
+                read_checkpoint(path)
+    path.write_bytes(content)
+    assert repr(read_checkpoint(path)) == repr(small_state())
+
+
+@pytest.mark.parametrize("where", ["step", "fingerprint", "tree", "format", "dtype", "shape", "name"])
+def test_a_changed_header_is_found(tmp_path: Path, where: str) -> None:
+    """A file that is a good safetensors file in every other respect."""
+    path = save_checkpoint(tmp_path, 1, small_state(), fingerprint="f")
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in ("t0", "t1")}
+    if where == "dtype":
+        tensors["t0"] = tensors["t0"].view(torch.int32)
+    elif where == "shape":
+        tensors["t0"] = tensors["t0"].view(2, 1)
+    elif where == "name":
+        tensors = {"t0": tensors["t0"], "t2": tensors["t1"]}
+        header["tree"] = header["tree"].replace('"t1"', '"t2"')
+    else:
+        old, new = {"step": "1", "fingerprint": "f", "tree": "7", "format": "3"}[where], "2"
+        header[where] = header[where].replace(old, new) if where != "format" else "weightspace-checkpoint-9"
+    save_file(tensors, path, metadata=header)
+    sentence = (
+        "the digest differs" if where != "format" else "format is weightspace-checkpoint-9, .* update weightspace"
+    )
+    with pytest.raises(RunError, match=sentence):
+        read_checkpoint(path)
+
+
+def test_what_earlier_versions_wrote_is_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, small_state(), fingerprint="f")
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in ("t0", "t1")}
+    del header["digest"]
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(RunError, match="no whole checkpoint"):  # the present format has one
+        read_checkpoint(path)
+    save_file(tensors, path, metadata={**header, "format": "weightspace-checkpoint-2"})
+    assert repr(load_checkpoint(tmp_path, fingerprint="f")) == repr(small_state())
+
+
+def test_checkpoints_of_an_abandoned_future_go(tmp_path: Path) -> None:
+    """The newest is damaged, the run goes on from the one before: the damaged one must not outlive good ones."""
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, {"step": step}, fingerprint="f")
+    (tmp_path / "checkpoint-000000020.safetensors").write_bytes(b"")
+    save_checkpoint(tmp_path, 13, {"step": 13}, fingerprint="f")
+    assert names(tmp_path) == ["checkpoint-000000010.safetensors", "checkpoint-000000013.safetensors"]
+    assert load_checkpoint(tmp_path, fingerprint="f") == {"step": 13}
 
 
 def test_when_all_are_damaged_it_says_so(tmp_path: Path) -> None:

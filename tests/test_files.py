@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import resource
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,38 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_temporary_file(tmp_p
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_then_name_are_on_the_disk_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        info = os.fstat(descriptor)
+        done.append("folder" if stat.S_ISDIR(info.st_mode) else f"content of {info.st_size} bytes")
+
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("rename"), replace(old, new))[1])
+    write_text_atomically(tmp_path / "r.txt", "12345")
+    assert done == ["content of 5 bytes", "rename", "folder"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EINVAL:  # a file system that has no such thing
+        write_text_atomically(tmp_path / "r.txt", "new")
+    else:
+        with pytest.raises(RunError, match=r"cannot write .*r\.txt: input/output error"):
+            write_text_atomically(tmp_path / "r.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.txt"]
 
 
 def test_writing_below_a_file_says_so(tmp_path: Path) -> None:
@@ -206,9 +241,9 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_the_reason_of_the_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(RunError, match=r"cannot write to the folder .*: permission denied"):
         ensure_writable_folder(tmp_path)

@@ -1,14 +1,17 @@
 """Files: written whole or not at all, read with a clear error when damaged.
 
 A file goes to a temporary name in the same folder and is renamed over the old one, so a reader sees the old content or
-the new, never half of it. `json_lines.py` has the one file that grows.
+the new, never half of it. The content is on the disk before the rename, and the rename before anything that comes
+after: a power cut leaves the same states as a killed process. `json_lines.py` has the one file that grows.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +25,8 @@ JsonObject = dict[str, Any]
 @contextmanager
 def replacing(path: Path) -> Generator[Path, None, None]:
     """Give a temporary path beside `path`; on success it replaces `path`, on any error it is deleted.
+
+    Cost: the disk is waited for twice, for the content and for the rename.
 
     Args:
         path: The file to write. Its folder is made when missing.
@@ -39,11 +44,26 @@ def replacing(path: Path) -> Generator[Path, None, None]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())  # the rename must not reach the disk before the content does
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
         with suppress(OSError):  # gone already, or its folder is a file: the error above says so
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename may otherwise be undone by a power cut."""
+    if os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def delete_leftovers(folder: Path, *patterns: str) -> None:
@@ -155,9 +175,8 @@ def ensure_writable_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # has no name where the system can: a killed process leaves nothing
+            pass
     except FileExistsError as error:
         raise RunError(f"{path} is a file, but a folder is needed there; choose another folder with --out") from error
     except NotADirectoryError as error:

@@ -40,6 +40,8 @@ class ParameterInfo:
         is_head: True for the last convolution or linear layer in registration order.
         is_parametrized: True for the inner tensor of a `torch.nn.utils.parametrize` parametrization.
         owner: The module that `role` is an attribute of; None for a tensor that belongs to no model.
+        origin: The DTensor of which `parameter` is what this process computes on; None where nothing is sharded.
+        is_split: Whether other processes compute on other parts of the same weight.
     """
 
     name: str
@@ -51,11 +53,18 @@ class ParameterInfo:
     is_head: bool
     is_parametrized: bool
     owner: nn.Module | None = None
+    origin: nn.Parameter | None = None
+    is_split: bool = False
+
+    @property
+    def held(self) -> nn.Parameter:
+        """The parameter as model and optimizer hold it."""
+        return self.parameter if self.origin is None else self.origin
 
     @property
     def is_in_place(self) -> bool:
         """True while the owner holds this very parameter as a plain attribute, as it did when it was described."""
-        if self.owner is None:
+        if self.owner is None or hasattr(self.held, "device_mesh"):  # a sharded layer holds whole weights while it computes
             return True
         # The table itself: attribute access would run a parametrization.
         return self.owner._parameters.get(self.role) is self.parameter  # noqa: SLF001

@@ -112,6 +112,38 @@ def point_view(tensor: torch.Tensor, grouping: Grouping, channels: Channels, nam
     return PointView(grouping, shape, _PRODUCTS.get(grouping, ()), _can_view(ordered, shape), channels, order)
 
 
+def row_axis(channels: Channels) -> int:
+    """The leading dimension of points `(*lead, n, p)` of which each index holds numbers of one row of dimension 0.
+
+    Of groupings whose points lie within one row; see `lies_in_rows`.
+    """
+    return 0 if channels.chains else 1 + channels.out_axis
+
+
+def lies_in_rows(grouping: Grouping, channels: Channels) -> bool:
+    """Whether every point has numbers of one row (index of dimension 0) of the weight only.
+
+    Example:
+        >>> lies_in_rows("filter", Channels()), lies_in_rows("matrix", Channels()), lies_in_rows("slice", Channels(1))
+        (True, False, True)
+    """
+    if channels.chains:
+        return True
+    if channels.groups > 1:
+        return False
+    return grouping in SLICES or grouping == "entry" or (grouping == "filter" and channels.out_axis == 0)
+
+
+def steps_in_rows(grouping: Grouping, channels: Channels) -> bool:
+    """The same for what shares one step size.
+
+    Example:
+        >>> [steps_in_rows(grouping, Channels()) for grouping in ("slice", "input", "output", "both")]
+        [True, True, False, False]
+    """
+    return lies_in_rows(grouping, channels) and row_axis(channels) not in _PRODUCTS.get(grouping, ())
+
+
 def whole(tensor: torch.Tensor, channels: Channels) -> torch.Tensor:
     """A view of the tensor as `(groups, out, in, *taps)`; chains count as groups, for groups share nothing."""
     groups = channels.groups

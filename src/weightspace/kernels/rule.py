@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import ClassVar, cast
 
 from weightspace.kernels.parameters import ParameterInfo
-from weightspace.kernels.points import Grouping, PointView
+from weightspace.kernels.points import Channels, Grouping, PointView
 from weightspace.kernels.selection import Selection
 from weightspace.kernels.views import View, ViewName, view_of
 
@@ -49,6 +49,14 @@ class Rule(ABC):
             SelectionError: It has no such view.
         """
         return view_of(info, cast("ViewName", self.view))
+
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Whether rows of a weight, along dimension 0, are independent: each gets what it would get without the others.
+
+        Then processes that hold some rows each act on their own and send nothing.
+        """
+        del channels
+        return False
 
     def refusal(self, info: ParameterInfo) -> str | None:
         """Why a selected parameter cannot carry this rule, or None if it can."""

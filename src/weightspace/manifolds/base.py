@@ -19,7 +19,7 @@ import torch
 from weightspace.errors import RuleError, SelectionError
 from weightspace.kernels.options import choice
 from weightspace.kernels.parameters import ParameterInfo
-from weightspace.kernels.points import GROUPINGS, Channels, Grouping, PointView, point_view
+from weightspace.kernels.points import GROUPINGS, Channels, Grouping, PointView, lies_in_rows, point_view
 from weightspace.kernels.rule import Rule, Stage
 from weightspace.kernels.selection import Selection, convs, head
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
@@ -242,6 +242,13 @@ class Manifold(Rule):
         """The parts of a weight and the manifolds that they live on: the whole weight on this one."""
         return (Piece(self, self.points_of(like, channels, name)),)
 
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Whether rows along dimension 0 are independent: points lie within rows, and nothing else connects them.
+
+        Step sizes that points share may connect rows all the same: `weightspace.kernels.points.steps_in_rows`.
+        """
+        return lies_in_rows(self.grouping, channels) and not self.is_slack and not self.is_changing
+
     # ------------------------------------------------------------------ as a rule
 
     @property
@@ -259,6 +266,9 @@ class Manifold(Rule):
 
     def points_of(self, tensor: torch.Tensor, channels: Channels, name: str = "The weight") -> PointView:
         """How a tensor becomes points of this manifold; raises SelectionError as `view_for` does."""
+        if tensor.is_complex() or not tensor.numel():
+            what = "is complex" if tensor.is_complex() else f"of shape {tuple(tensor.shape)} holds no numbers"
+            raise SelectionError(f"{name} {what}; {self.text()} is of real weights: leave it free.")
         view = point_view(tensor, self.grouping, channels, name)
         reason = self.degenerate(*view.shape[-2:])
         if reason is not None:

@@ -115,6 +115,10 @@ class Circle(Manifold):
             "a larger radius, or scale the weight first."
         )
 
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Each number is for itself, once the radius is known: `"auto"` looks at the whole weight."""
+        return self.radius != "auto" and super().acts_on_rows(channels)
+
     def points_of(self, tensor: torch.Tensor, channels: Channels, name: str = "The weight") -> PointView:
         """Each number for itself."""
         return point_view(tensor, self.grouping, channels, name)

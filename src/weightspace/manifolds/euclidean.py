@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weightspace.kernels.points import Grouping
+from weightspace.kernels.points import Channels, Grouping
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
 from weightspace.manifolds._unit import gaussian, norm_of
 from weightspace.manifolds.base import Manifold
@@ -75,6 +75,10 @@ class Euclidean(Manifold):
         lead = x.shape[:-2]
         broken = ~x.isfinite().all(-1).all(-1)
         return torch.zeros(lead, dtype=torch.float64, device=x.device).masked_fill(broken, torch.nan)
+
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """True: each number is for itself."""
+        return channels.groups == 1
 
     def degenerate(self, n: int, p: int) -> str | None:
         """Never."""

@@ -287,6 +287,11 @@ class LevelSet(Manifold):
             raise SelectionError(f"{name}: {self.text()} cannot hold points of {n} x {p}: {reason}.")
         return view
 
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """False: an equation that cannot be solved at one point fails for all of a weight."""
+        del channels
+        return False
+
     def lift(self, x: torch.Tensor) -> torch.Tensor:
         """The numbers with slack variables that solve the equations, found from slack 1.
 

@@ -24,7 +24,7 @@ import torch
 
 from weightspace.errors import RuleError
 from weightspace.kernels.options import choice
-from weightspace.kernels.points import SLICES, Grouping
+from weightspace.kernels.points import SLICES, Channels, Grouping
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver, great_circle_flow
 from weightspace.manifolds._moves import Motion, Moved
 from weightspace.manifolds._rows import Sizes, step_vectors
@@ -131,6 +131,11 @@ class Oblique(Manifold):
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
         """The reference's step in fewer passes over the memory; see `step_vectors`."""
         return step_vectors(self, Sizes(1.0, self._along), x, d, motion)
+
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Also filters of a matrix, each of which is a sphere: only a step size connects them."""
+        is_filters = self.by == "filter" and channels.groups == 1 and channels.out_axis == 0
+        return is_filters or super().acts_on_rows(channels)
 
     def degenerate(self, n: int, p: int) -> str | None:
         """A single number has no direction."""

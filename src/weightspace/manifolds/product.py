@@ -149,6 +149,11 @@ class Product(Manifold):
             order = torch.randperm(count, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         return [part.sort().values for part in order.split(sizes)]
 
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """False: which channels live where is decided over all of them."""
+        del channels
+        return False
+
     # ------------------------------------------------------------------ as a rule
 
     def view_for(self, info: ParameterInfo) -> PointView:

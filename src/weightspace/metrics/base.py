@@ -16,6 +16,7 @@ import torch
 
 from weightspace.kernels.options import boolean, choice
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.points import Channels
 from weightspace.kernels.rule import Rule, Stage
 from weightspace.kernels.selection import Selection, dense_convs, head
 from weightspace.kernels.stacking import Workspace
@@ -111,6 +112,10 @@ class AxisMetric(Metric):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settle(axis=choice(type(self).__name__, "axis", self.axis, AXES))
+
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Along input channels and taps, unless the norm of the whole gradient is kept."""
+        return self.axis != "out" and not self.keep_norm and channels == Channels()
 
     @property
     def view(self) -> ViewName:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 
 from weightspace.kernels.parameters import ParameterInfo
+from weightspace.kernels.points import Channels
 from weightspace.kernels.selection import Selection, convs, linears
 from weightspace.kernels.stacking import Workspace
 from weightspace.kernels.views import ViewName
@@ -53,6 +54,10 @@ class GradientCentralization(Metric):
     def view(self) -> ViewName:
         """Within each output filter."""
         return "filter"
+
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Filters are rows, unless the norm of the whole gradient is kept."""
+        return not self.keep_norm and channels == Channels()
 
     def refusal(self, info: ParameterInfo) -> str | None:
         """Also refuses filters of one element, whose gradient would vanish: they would be frozen without a word."""

@@ -124,18 +124,8 @@ def refuse_flat_shards(infos: Iterable[ParameterInfo], held: set[int]) -> None:
         if flat and id(info.parameter) in held:
             raise AttachError(
                 f"{info.name} is a flat shard of FullyShardedDataParallel; rules act on whole weights: "
-                "train it with DistributedDataParallel."
+                "train it with DistributedDataParallel or with fully_shard."
             )
-
-
-def refuse_sharded(info: ParameterInfo) -> None:
-    """Raises AttachError for a DTensor."""
-    # Checked by attribute: importing torch.distributed.tensor costs half a second.
-    if hasattr(info.parameter, "device_mesh"):
-        raise AttachError(
-            f"{info.name} is a sharded DTensor (fully_shard); rules act on whole weights: "
-            "train it with DistributedDataParallel."
-        )
 
 
 def check_gradients(infos: Iterable[ParameterInfo], *, inplace: bool) -> None:

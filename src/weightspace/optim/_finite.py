@@ -53,6 +53,8 @@ def sums(infos: Iterable[ParameterInfo]) -> list[torch.Tensor]:
 
 def sum_of(values: torch.Tensor) -> torch.Tensor:
     """The sum as a tensor of one element, in at least float32: 16-bit sums would overflow."""
+    if values.is_complex():
+        values = torch.view_as_real(values)
     return values.sum(dtype=torch.float32 if values.dtype.itemsize < 4 else values.dtype).reshape(1)
 
 

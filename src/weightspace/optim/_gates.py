@@ -17,7 +17,9 @@ from weightspace.errors import AttachError
 from weightspace.gates import Always, ComparingGate, Products, ScheduledGate
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.optim._blocks import in_blocks, products
+from weightspace.optim._parts import Parts
 from weightspace.penalties import Penalty
+from weightspace.sharding import ALONE, Together
 
 Number = float | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -67,14 +69,14 @@ class Gated:
         strength = self.penalty.weight * self.penalty.every
         return strength if grad_scale is None else grad_scale.to(self.info.parameter.device) * strength
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Tensors only."""
+    def state(self, parts: Parts) -> dict[str, torch.Tensor]:
+        """Tensors only; of a sharded weight what is remembered of gradients is a DTensor like it."""
         if self.is_ungated:
             return {}
         state = {_OPENED: self.opened.clone(), _ASKED: torch.tensor(self.asked)}
-        return state if self.average is None else {**state, _AVERAGE: self.average.clone()}
+        return state if self.average is None else {**state, _AVERAGE: parts.shared(self.info, self.average.clone())}
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load(self, state: Mapping[str, torch.Tensor], parts: Parts) -> None:
         """What `state` gave; a memory of another shape is not used."""
         self.asked_at = -1
         if self.is_ungated or _OPENED not in state:
@@ -82,8 +84,8 @@ class Gated:
         self.opened.copy_(torch.as_tensor(state[_OPENED]))
         self.asked = int(state[_ASKED])
         average = state.get(_AVERAGE)
-        if self.average is not None and average is not None and average.shape == self.average.shape:
-            self.average.copy_(average)
+        if self.average is not None and average is not None and average.shape == self.info.held.shape:
+            self.average.copy_(parts.taken(self.info, average))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,21 +118,28 @@ def ask_schedules(tasks: Iterable[Gated], step: int) -> None:
 
 
 @torch.no_grad()
-def ask_comparing(offers: Sequence[Offer], step: int) -> None:
-    """Decides for all gates that compare gradients, each penalty's weights together, and updates their memories."""
+def ask_comparing(offers: Sequence[Offer], step: int, together: Together = ALONE) -> None:
+    """Decides for all gates that compare gradients, each penalty's weights together, and updates their memories.
+
+    Where processes hold parts of weights, inner products are summed over them: one small reduction for each penalty.
+    """
     by_rule: dict[int, list[Offer]] = {}
     for offer in offers:
         by_rule.setdefault(offer.task.index, []).append(offer)
     for group in by_rule.values():
         gate = group[0].task.penalty.gate
         if isinstance(gate, ComparingGate):
-            _ask(gate, group, step)
+            _ask(gate, group, step, together)
 
 
-def _ask(gate: ComparingGate, offers: Sequence[Offer], step: int) -> None:
+def _ask(gate: ComparingGate, offers: Sequence[Offer], step: int, together: Together) -> None:
     home = offers[0].gradient.device
     triples = [_triple(gate, offer) for offer in offers]
     products = Products(*(_stack(numbers, home) for numbers in zip(*triples, strict=True)))
+    squares: Sequence[Number] = [square for square, _, _ in triples]
+    if any(offer.task.info.is_split for offer in offers):
+        products = _over_parts(products, offers, together)
+        squares = products.gg.tolist() if is_read_at_once(home) else products.gg.unbind()
     if gate.looks_at == "total":
         products = products.of_sum()
     if gate.scope == "global":
@@ -138,7 +147,7 @@ def _ask(gate: ComparingGate, offers: Sequence[Offer], step: int) -> None:
     opens, cosines = gate.judge(products).expand(len(offers)), products.cosine.expand(len(offers))
     # One look for all weights of a penalty, which on a CPU waits for nothing.
     decisions: Sequence[bool | torch.Tensor] = opens.tolist() if is_read_at_once(home) else opens.unbind()
-    for offer, decision, cosine, (square, _, _) in zip(offers, decisions, cosines.unbind(), triples, strict=True):
+    for offer, decision, cosine, square in zip(offers, decisions, cosines.unbind(), squares, strict=True):
         task, device = offer.task, offer.gradient.device
         if task.average is not None and task.asked_at == step:
             continue  # it remembers this very gradient already
@@ -147,6 +156,13 @@ def _ask(gate: ComparingGate, offers: Sequence[Offer], step: int) -> None:
         _count(task, task.is_open, step)
         if task.average is not None:
             _remember(task.average, offer.gradient, square, gate.memory_decay)
+
+
+def _over_parts(products: Products, offers: Sequence[Offer], together: Together) -> Products:
+    """Sums over the processes that hold parts; weights that all of them hold whole count once."""
+    counts = [float(offer.task.info.is_split or together.rank == 0) for offer in offers]
+    numbers = torch.stack((products.gg, products.go, products.oo))
+    return Products(*together.sum(numbers * numbers.new_tensor(counts)).unbind())
 
 
 def _triple(gate: ComparingGate, offer: Offer) -> tuple[Number, Number, Number]:

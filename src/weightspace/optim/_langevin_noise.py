@@ -3,15 +3,15 @@
 So there is no generator's state to save: a resumed run repeats the noise of an uninterrupted one, and every process of
 a distributed run that was given one seed draws the same.
 
-On a CPU torch draws normal numbers on one core. Here numbers come in chunks, chunk k from generator k of `LANES`, and
-the generators are spread over as many threads as torch may use: which number stands where does not depend on how many
-these are.
+Numbers come in chunks, each from a stream of its own: threads share chunks out, and a process that holds a part of a
+weight draws the chunks that its part has numbers of, and no others. Which number stands where depends on neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -19,82 +19,154 @@ import torch
 from weightspace.kernels.parameters import has_same_layout
 from weightspace.kernels.stacking import Workspace
 
-CHUNK = 1 << 16  # numbers that a generator draws at a time
-LANES = 64  # generators of a step; after 4 million numbers they go on where they were
+CHUNK = 1 << 16  # numbers of a stream
+FAR_CHUNK = 1 << 22  # on accelerators, where a chunk is a launch
+LANES = 64  # streams of a step at least; always a power of two, so that few groups' streams change with their size
 _MASK = 0xFFFFFFFF
+
+Task = tuple[int, torch.Tensor]  # the seed of a stream, and what it fills
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the numbers of a part of a weight stand in the draws of a step.
+
+    Attributes:
+        chunk: The first chunk of the draw.
+        total: Numbers of the draw.
+        start: The part's first number in it.
+        stride: From one draw's first number to the next one's, where a weight takes several at once.
+    """
+
+    chunk: int
+    total: int
+    start: int
+    stride: int
 
 
 class NoiseSource:
     """Standard normal numbers for one step of one group after another."""
 
     def __init__(self) -> None:
-        self._lanes: dict[torch.device, list[torch.Generator]] = {}
+        self._generators: dict[torch.device, list[torch.Generator]] = {}
         self._drawn: dict[torch.device, int] = {}
         self._work = Workspace()
         self._stream = (0, 0, 0)
+        self._places: Mapping[int, Place] | None = None
 
-    def begin(self, seed: int, group: int, step: int) -> None:
-        """Fixes what is drawn until the next call."""
-        self._stream = (seed, group, step)
+    def begin(
+        self, seed: int, group: int, step: int, span: int = LANES, places: Mapping[int, Place] | None = None
+    ) -> None:
+        """Fixes what is drawn until the next call.
+
+        Args:
+            seed: Of the group.
+            group: Its number.
+            step: The number of the step.
+            span: How many chunks a step may take: see `span_of`.
+            places: Where the numbers of this process's parts stand, by identity of the part; None: it holds all.
+        """
+        self._stream = (seed, group, step * span)
+        self._places = places
         self._drawn.clear()
 
-    def like(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def like(self, tensors: Sequence[torch.Tensor], whose: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
         """For each tensor noise of its shape, strides and device; float32 for 16-bit ones.
 
         It lies in memory that the next call draws into.
+
+        Args:
+            tensors: What the noise is to be like.
+            whose: The weights that it is for; the tensors themselves by default.
         """
         found: list[torch.Tensor] = [torch.empty(0)] * len(tensors)
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for k, t in enumerate(tensors):
             kinds.setdefault((t.device, t.dtype if t.dtype.itemsize >= 4 else torch.float32), []).append(k)
         for (device, dtype), members in kinds.items():
-            total = sum(tensors[k].numel() for k in members)
-            flat = self._drawn_into((total,), torch.empty(0, dtype=dtype, device=device))
-            start = 0
-            for k in members:
-                t = tensors[k]
-                found[k] = _shaped(flat[start : start + t.numel()], t)
-                start += t.numel()
+            sizes = [tensors[k].numel() for k in members]
+            owners = [(tensors if whose is None else whose)[k] for k in members]
+            flat = self._drawn_into((sum(sizes),), torch.empty(0, dtype=dtype, device=device), owners, sizes)
+            for k, piece in zip(members, flat.split(sizes), strict=True):
+                found[k] = _shaped(piece, tensors[k])
         return found
 
-    def of_shape(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    def of_shape(self, shape: tuple[int, ...], like: torch.Tensor, whose: torch.Tensor | None = None) -> torch.Tensor:
         """Noise of a shape, with dtype and device of `like`, in memory that the next call draws into."""
-        return self._drawn_into(shape, like)
+        return self._drawn_into(shape, like, [like if whose is None else whose], [-1])
 
-    def _drawn_into(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    def _drawn_into(
+        self, shape: tuple[int, ...], like: torch.Tensor, owners: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> torch.Tensor:
         out = self._work.lend("noise", shape, like)
         flat = out.view(-1)
-        if like.device.type != "cpu":
-            flat.normal_(generator=self._generators(like.device, 1)[0])
+        if self._places is not None:
+            self._draw_parts(flat, owners, [flat.numel()] if sizes[0] < 0 else sizes, self._places)
             return out
-        chunks = flat.split(CHUNK)
+        chunks = flat.split(chunk_on(like.device)) if flat.numel() else ()
         first = self._drawn.get(like.device, 0)
-        lanes = self._generators(like.device, first + len(chunks))
+        seeds = self._seeds(like.device, range(first, first + len(chunks)))
         self._drawn[like.device] = first + len(chunks)
-        # Chunks of one lane follow each other, so they stay with one worker.
-        queues: list[list[torch.Tensor]] = [[] for _ in range(min(LANES, len(chunks)))]
-        for k, chunk in enumerate(chunks):
-            queues[k % LANES].append(chunk)
-        tasks = [(lanes[(first + k) % LANES], queue) for k, queue in enumerate(queues)]
-        workers = min(torch.get_num_threads(), len(tasks))
-        if workers < 2:
-            _fill(tasks)
-        else:
-            list(_pool(workers).map(_fill, (tasks[w::workers] for w in range(workers))))
+        self._fill(list(zip(seeds, chunks, strict=True)))
         return out
 
-    def _generators(self, device: torch.device, count: int) -> list[torch.Generator]:
-        """The lanes of a device, of which the first `count` are ready to go on."""
-        lanes = self._lanes.setdefault(device, [])
-        ready = self._drawn.get(device, 0)
-        place = list(self._lanes).index(device)  # not the device's number: processes that draw alike have one each
-        for lane in range(ready, min(count, LANES)):
-            if lane == len(lanes):
-                lanes.append(torch.Generator(device))
-            seed, group, step = self._stream
-            lanes[lane].manual_seed(stream_seed(seed, group + (place << 16), step * LANES + lane))
-        self._drawn[device] = max(ready, count)
-        return lanes
+    def _draw_parts(
+        self, flat: torch.Tensor, owners: Sequence[torch.Tensor], sizes: Sequence[int], places: Mapping[int, Place]
+    ) -> None:
+        """The numbers of parts: chunks that lie within one part are drawn where they belong, others aside."""
+        size, aside = chunk_on(flat.device), dict[int, tuple[int, list[tuple[torch.Tensor, int]]]]()
+        tasks: list[tuple[int, torch.Tensor]] = []
+        seen: dict[int, int] = {}
+        for owner, piece in zip(owners, flat.split(list(sizes)), strict=True):
+            place, turn = places[id(owner)], seen.get(id(owner), 0)
+            seen[id(owner)] = turn + 1
+            if not piece.numel():
+                continue
+            start = place.start + turn * place.stride
+            for k in range(start // size, -(-(start + piece.numel()) // size)):
+                length = min(size, place.total - k * size)
+                begin, end = max(start, k * size), min(start + piece.numel(), k * size + length)
+                target = piece[begin - start : end - start]
+                if end - begin == length:
+                    tasks.append((place.chunk + k, target))
+                else:
+                    aside.setdefault(place.chunk + k, (length, []))[1].append((target, begin - k * size))
+        scratch = self._work.lend("edges", (sum(length for length, _ in aside.values()),), flat)
+        pieces = scratch.split([length for length, _ in aside.values()]) if aside else ()
+        tasks += zip(aside, pieces, strict=True)
+        self._fill(list(zip(self._seeds(flat.device, [c for c, _ in tasks]), (t for _, t in tasks), strict=True)))
+        for (_, targets), numbers in zip(aside.values(), pieces, strict=True):
+            for target, begin in targets:
+                target.copy_(numbers[begin : begin + target.numel()])
+
+    def _seeds(self, device: torch.device, chunks: Sequence[int]) -> list[int]:
+        self._generators.setdefault(device, [])
+        place = list(self._generators).index(device)  # not its number: processes that draw alike have one each
+        seed, group, first = self._stream
+        return [stream_seed(seed, group + (place << 16), first + chunk) for chunk in chunks]
+
+    def _fill(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            return
+        device = tasks[0][1].device
+        workers = min(torch.get_num_threads(), len(tasks)) if device.type == "cpu" else 1
+        generators = self._generators[device]
+        generators += [torch.Generator(device) for _ in range(workers - len(generators))]
+        if workers < 2:
+            _fill(generators[0], tasks)
+        else:
+            shares = (tasks[w::workers] for w in range(workers))
+            list(_pool(workers).map(_fill, generators, shares))
+
+
+def chunk_on(device: torch.device) -> int:
+    """Numbers of a stream on a device."""
+    return CHUNK if device.type == "cpu" else FAR_CHUNK
+
+
+def span_of(chunks: int) -> int:
+    """How many numbers of streams to keep for a step that takes at most so many chunks: a power of two."""
+    return max(LANES, 1 << max(0, chunks - 1).bit_length())
 
 
 def shared_seed(generator: torch.Generator | None) -> int:
@@ -107,10 +179,9 @@ def shared_seed(generator: torch.Generator | None) -> int:
     return seed
 
 
-def _fill(tasks: Sequence[tuple[torch.Generator, list[torch.Tensor]]]) -> None:
-    for generator, chunks in tasks:
-        for chunk in chunks:
-            chunk.normal_(generator=generator)
+def _fill(generator: torch.Generator, tasks: Sequence[Task]) -> None:
+    for seed, chunk in tasks:
+        chunk.normal_(generator=generator.manual_seed(seed))
 
 
 @lru_cache(maxsize=1)

@@ -105,6 +105,11 @@ def pace_of(group: Mapping[str, Any]) -> Pace:
 
 def check_numbers(group: Mapping[str, Any]) -> None:
     """Raises RuleError for numbers that a schedule may have set out of their range."""
+    if group["friction"] is not None and group["momentum"] is not None:
+        raise RuleError(
+            f"{NAME} has friction={group['friction']:g} and momentum={group['momentum']:g} at this step; a schedule may "
+            "set the one that the sampler was built with: pass cycle_momentum=False to OneCycleLR or CyclicLR."
+        )
     for name in ("lr", "temperature", "friction", "momentum"):
         value = group[name]
         if value is not None and not 0.0 <= float(value) < math.inf:
@@ -133,7 +138,7 @@ def tau_of(group: Mapping[str, Any]) -> float:
 
 def check_group(group: Mapping[str, Any]) -> None:
     """Raises RuleError for a group whose options are out of range or contradict each other."""
-    for name in ("lr", "temperature", "weight_decay"):
+    for name in ("temperature", "weight_decay"):
         number_from_zero(NAME, name, float(group[name]) if hasattr(group[name], "item") else group[name])
     choice(NAME, "scheme", group["scheme"], SCHEMES)
     choice(NAME, "flow", group["flow"], FLOW_METHODS)

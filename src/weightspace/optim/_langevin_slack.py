@@ -59,7 +59,7 @@ def step_on_circle(  # noqa: PLR0917  # weight, state, force, numbers, lenders
     """One step of a weight on `Circle` with one slack variable, in place."""
     radius, step = float(state["radius"]), int(state["step"])
     draws = 0 if not pace.noise else 2 if pace.is_overdamped else 1
-    noise = source.like([state["velocity"]] * draws)
+    noise = source.like([state["velocity"]] * draws, [parameter] * draws)
     if "angle" not in state:
         slack, velocity = state["slack_variables"], state["velocity"]
         circle_step(parameter, slack, velocity, gradient, noise, pace, radius, work, renew=step % RENEW_EVERY == 0)
@@ -88,7 +88,7 @@ def step_lifted(  # noqa: PLR0917  # weight, state, force, numbers, lender
         slack = state["slack_variables"]
         x, v = torch.cat([theta, slack], -1), torch.cat([v, state["slack_velocity"]], -1)
         g = torch.cat([g, torch.zeros_like(slack)], -1)
-        noise = source.of_shape(tuple(x.shape), x) if pace.noise else None
+        noise = source.of_shape(tuple(x.shape), x, parameter) if pace.noise else None
         flow = point_step(constraint.manifold, x, v, g, noise, pace)
         piece.write(parameter, flow.point[..., :-k].reshape(rows))
         piece.write(state["velocity"], flow.velocity[..., :-k].reshape(rows))

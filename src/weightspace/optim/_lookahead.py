@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightspace.kernels.parameters import ParameterInfo
+from weightspace.optim._parts import Parts
+from weightspace.sharding import local_part
+
 Rate = float | torch.Tensor
-Move = tuple[nn.Parameter, Callable[[Rate], None]]  # a weight, and what moves it in place at a learning rate
+Move = tuple[ParameterInfo, Callable[[Rate], None]]  # a weight, and what moves it in place at a learning rate
 
 
 class RandomState:
@@ -35,7 +39,7 @@ Again = tuple[Callable[[], Any], RandomState]  # a closure, and the generators b
 
 
 def look_ahead(
-    again: Again, model: nn.Module, optimizer: torch.optim.Optimizer, moves: Sequence[Move]
+    again: Again, model: nn.Module, optimizer: torch.optim.Optimizer, moves: Sequence[Move], parts: Parts
 ) -> dict[int, torch.Tensor]:
     """The second gradients of the moved weights, by the identity of the parameter.
 
@@ -44,6 +48,7 @@ def look_ahead(
         model: Its buffers are put back.
         optimizer: Knows the learning rates.
         moves: What the penalties would do; all of them move their weights together.
+        parts: What this process holds of sharded weights.
 
     Cost: one forward and backward pass, copies of all gradients, buffers and moved weights.
     """
@@ -54,20 +59,23 @@ def look_ahead(
     after = RandomState([p.device for p in parameters])
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
     buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
-    moved = {id(weight): (weight, weight.detach().clone()) for weight, _ in moves}
+    infos = {id(info.parameter): info for info, _ in moves}
+    tensors = [t for info in infos.values() for t in dict.fromkeys((info.parameter, info.held))]
+    moved = [(t, local_part(t.detach()).clone()) for t in tensors]
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     try:
-        for weight, move in moves:
-            move(rates[id(weight)])
+        for info, move in moves:
+            if info.parameter.numel():  # other processes move the rest
+                move(rates[id(info.held)])
+        parts.scatter_weights(infos.values())
         for parameter in parameters:
             parameter.grad = None  # a closure that leaves zeroing to the caller would add to the first gradient
         before.restore()
         with torch.enable_grad():
             closure()
-        return {
-            key: torch.zeros_like(copy) if weight.grad is None else weight.grad.clone()
-            for key, (weight, copy) in moved.items()
-        }
+        plain = [info.parameter for info in infos.values() if info.origin is None]
+        second = {id(w): torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in plain}
+        return {**second, **parts.gradients(infos.values())}
     finally:
         for parameter, gradient, copy in gradients:
             parameter.grad = gradient
@@ -76,6 +84,6 @@ def look_ahead(
         for module, name, buffer, copy in buffers:
             buffer.copy_(copy)
             setattr(module, name, buffer)  # a layer may have put another tensor in its place
-        for weight, copy in moved.values():
-            weight.detach().copy_(copy)
+        for weight, copy in moved:
+            local_part(weight.detach()).copy_(copy)
         after.restore()

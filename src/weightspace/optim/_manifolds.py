@@ -10,6 +10,7 @@ here), what momentum kept of other tangent spaces. Cost: one copy of each constr
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
@@ -25,9 +26,11 @@ from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Manifold
+from weightspace.optim._parts import Parts
 from weightspace.optim._stand_ins import writes
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.optim.verify import PropertyCheck, check_constraint
+from weightspace.sharding import Together
 
 # State tensors that are sums of past gradients, by class; second moments are scales, not directions.
 _MOMENTUM: dict[str, tuple[str, ...]] = {
@@ -83,22 +86,31 @@ class Manifolds:
     def __init__(self) -> None:
         self.tasks: list[ManifoldTask] = []
         self.moved: dict[str, float] = {}
+        self._names: list[tuple[str, bool]] = []
         self._open: list[ManifoldTask] = []
 
     @torch.no_grad()
     def build(self, rules: Sequence[Rule], routes: Iterable[Route], step: int = 0) -> None:
         """Takes over a routing and moves weights onto their manifolds."""
-        self.tasks = []
+        self.tasks, self._names = [], []
         for route in routes:
             for index in route.rules:
                 rule = rules[index]
                 if isinstance(rule, Manifold):
-                    self.tasks.append(_task(route.info, index, rule))
+                    self._names.append((route.info.name, route.info.is_split))
+                    if route.views:  # other processes hold the rest
+                        self.tasks.append(_task(route.info, index, rule))
         self.enforce(step)
 
+    def tell_moved(self, together: Together) -> None:
+        """Lets all processes know what was moved, of weights that they hold parts of: the farthest part."""
+        for facts in together.merged(dict(self.moved)) if not together.is_alone else ():
+            for name, distance in facts.items():
+                self.moved[name] = max(distance, self.moved.get(name, 0.0))
+
     @torch.no_grad()
-    def enforce(self, step: int, *, is_loading: bool = False) -> None:
-        """Moves weights that were written to from outside back onto their manifolds.
+    def enforce(self, step: int, *, is_loading: bool = False, is_written: bool = False) -> None:
+        """Moves weights that were written to from outside back onto their manifolds; `is_written`: look at all.
 
         While a state is loaded the step is not known yet: manifolds that depend on it wait for the next step.
         """
@@ -106,7 +118,7 @@ class Manifolds:
             if is_loading and task.constraint.manifold.is_changing:
                 continue
             weight = task.info.parameter
-            if task.writes != writes(weight):
+            if is_written or task.writes != writes(weight):
                 distance = task.constraint.project_(weight, step)
                 if distance:
                     self.moved[task.info.name] = distance
@@ -128,7 +140,7 @@ class Manifolds:
                     task.norm = torch.linalg.vector_norm(buffer.float() if buffer.dtype.itemsize < 4 else buffer)
                 self._open.append(task)
 
-    def after(self, optimizer: Optimizer, step: int) -> None:
+    def after(self, optimizer: Optimizer, step: int, parts: Parts) -> None:
         """Puts the weights that stepped back onto their manifolds, and their momentum into the new tangent spaces."""
         keys, tangent = momentum_keys(optimizer), _steps_tangent(optimizer)
         for task in self._open:
@@ -136,10 +148,10 @@ class Manifolds:
             # Not by the count of writes: fused optimizers and those that write to p.data leave it alone.
             if torch.equal(task.start, weight):  # a step that was skipped
                 continue
-            is_tangent = id(weight) in tangent
+            is_tangent = id(task.info.held) in tangent
             task.fallbacks += task.constraint.follow_(task.start, weight, step, is_tangent=is_tangent)
             task.writes = writes(weight)
-            state = optimizer.state.get(weight, {})
+            state = parts.states_of(task.info, optimizer)
             for key in keys:
                 momentum = state.get(key)
                 if isinstance(momentum, torch.Tensor) and momentum.shape == weight.shape:
@@ -150,10 +162,27 @@ class Manifolds:
                 task.constraint.project_(task.info.parameter, step + 1)
                 task.writes = writes(task.info.parameter)
 
-    def norms(self) -> dict[str, float]:
+    def norms(self, together: Together) -> dict[str, float]:
         """Norms of the Riemannian gradients at the latest measured step; one synchronization for each device."""
         measured = [(task.info.name, task.norm) for task in self.tasks if task.norm is not None]
-        return dict(zip((name for name, _ in measured), read_numbers([norm for _, norm in measured]), strict=True))
+        found = dict(zip((name for name, _ in measured), read_numbers([norm for _, norm in measured]), strict=True))
+        split = [name for name, is_split in self._names if is_split]
+        if together.is_alone or not split:
+            return found
+        own = torch.tensor([[found.get(name, 0.0) ** 2, float(name in found)] for name in split], dtype=torch.float64)
+        for name, (squared, count) in zip(split, together.sum(own).tolist(), strict=True):
+            if count:
+                found[name] = math.sqrt(squared)
+        return found
+
+    def fallbacks(self, together: Together) -> dict[str, int]:
+        """Points that needed an exact retraction, by weight."""
+        found = {task.info.name: task.fallbacks for task in self.tasks}
+        split = [name for name, is_split in self._names if is_split]
+        if together.is_alone or not split:
+            return found
+        own = torch.tensor([found.get(name, 0) for name in split], dtype=torch.float64)
+        return {**found, **{name: int(n) for name, n in zip(split, together.sum(own).tolist(), strict=True)}}
 
     def measure(self, step: int) -> list[PropertyCheck]:
         """One check for each constrained weight."""
@@ -161,7 +190,7 @@ class Manifolds:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.tasks, self._open = [], []
+        self.tasks, self._names, self._open = [], [], []
         self.moved.clear()
 
 

@@ -35,6 +35,11 @@ class PenaltyTask(Gated):
         default_factory=dict[tuple[int, ...], tuple[ConvGeometry, bool]]
     )
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process holds the weight: of a sharded one, its owner does."""
+        return self.info.parameter.numel() > 0
+
     @cached_property
     def rule(self) -> OperatorPenalty:
         """The penalty."""

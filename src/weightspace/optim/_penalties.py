@@ -25,6 +25,7 @@ from weightspace.optim._gates import Gated, Number, Offer, ask_comparing, ask_sc
 from weightspace.optim._inputs import InputSizes
 from weightspace.optim._lookahead import Again, look_ahead
 from weightspace.optim._operator_penalties import Addition, PenaltyTask, raise_gradient, raise_weight
+from weightspace.optim._parts import Parts
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.optim._weight_penalties import Watch, WeightTask, first_look, settle
 from weightspace.penalties import Memory, Penalty, WeightPenalty
@@ -50,9 +51,11 @@ class Penalties:
         self.needs_closure = False
         self._known: dict[tuple[str, int], PenaltyTask | WeightTask] = {}
         self._due: list[WeightTask] = []
+        self._parts = Parts()
 
-    def build(self, rules: Sequence[Rule], routes: Iterable[Route]) -> None:
+    def build(self, rules: Sequence[Rule], routes: Iterable[Route], parts: Parts) -> None:
         """Takes over a routing; weights that were known keep what is remembered of them."""
+        self._parts = parts
         tasks = [
             self._task(route.info, index, rule)
             for route in routes
@@ -61,6 +64,7 @@ class Penalties:
         ]
         self.tasks = [task for task in tasks if isinstance(task, PenaltyTask)]
         self.weight_tasks = [task for task in tasks if isinstance(task, WeightTask)]
+        self._know_reach()
         self.needs_closure = any(task.penalty.gate.looks_at == "lookahead" for task in tasks)
         self.sizes.watch(t.info for t in self.tasks if t.rule.needs_size and t.rule.input_size is None)
 
@@ -78,9 +82,17 @@ class Penalties:
         if isinstance(task, WeightTask) and isinstance(known, WeightTask):
             task.reach = known.reach.to(task.reach)
         if known is not None:
-            task.load(known.state())
+            task.load(known.state(self._parts), self._parts)
         self._known[info.name, index] = task
         return task
+
+    def _know_reach(self) -> None:
+        """Of weights that this process holds a part of, the largest number of all parts."""
+        split = [task for task in self.weight_tasks if task.info.is_split]
+        if split:
+            found = self._parts.together.max(torch.stack([task.reach.double() for task in split]))
+            for task, reach in zip(split, found.unbind(), strict=True):
+                task.reach = reach.to(task.reach)
 
     @property
     def all_tasks(self) -> list[PenaltyTask | WeightTask]:
@@ -107,12 +119,18 @@ class Penalties:
         ask_schedules((*due, *self._due), step)
         # A comparing gate decides later: what it said last time says nothing about now.
         due = [t for t in due if isinstance(t.penalty.gate, ComparingGate) or t.is_open is not False]
-        operators = [task.operator(self.sizes) for task in due]  # all of them, before any evaluation is paid for
-        if must_check and due and not all_finite(sum_of(o.weight) for o in operators):
-            raise_weight(due)
+        here = [task for task in due if task.is_here]
+        operators = {id(t): t.operator(self.sizes) for t in here}  # all of them, before any evaluation is paid for
+        if must_check and here and not all_finite(sum_of(o.weight) for o in operators.values()):
+            raise_weight(here)
         additions: list[Addition] = []
-        for task, operator in zip(due, operators, strict=True):
+        for task in due:
             task.memory.step = step
+            operator = operators.get(id(task))
+            if operator is None:  # another process evaluates it and decides with the others
+                task.latest = torch.zeros((), device=task.info.parameter.device)
+                additions.append(Addition(task, task.info.parameter.detach()))
+                continue
             try:
                 task.latest, gradient = task.rule.evaluate(operator, task.memory)
             except OperatorError as error:
@@ -128,11 +146,11 @@ class Penalties:
         """The gradients of a second backward pass, by weight, where a gate that is asked at this step needs them."""
         jobs = [*additions, *self._due]
         moves = [
-            (_task_of(job).info.parameter, job.move)
+            (_task_of(job).info, job.move)
             for job in jobs
             if _task_of(job).penalty.gate.looks_at == "lookahead"
         ]
-        return look_ahead(again, model, optimizer, moves) if moves and again is not None else {}
+        return look_ahead(again, model, optimizer, moves, self._parts) if moves and again is not None else {}
 
     def look(
         self, additions: Sequence[Addition], swaps: Iterable[Swap], grad_scale: torch.Tensor | None
@@ -169,9 +187,11 @@ class Penalties:
                 products = partial(job.products, gradient, task.scale(grad_scale))
                 seen = job.seen if isinstance(job, WeightTask) else None
                 offers.append(Offer(task, gradient, products, second.get(key), seen))
-        ask_comparing(offers, step)
+        ask_comparing(offers, step, self._parts.together)
         for job in jobs:
             task = _task_of(job)
+            if not task.info.parameter.numel():
+                continue  # other processes hold the numbers
             if not (isinstance(job, WeightTask) and job.rule.is_proximal):
                 job.add_to(by_parameter[id(task.info.parameter)], task.scale(grad_scale), self._work)
             elif isinstance(job, WeightTask) and job.start is not None:
@@ -189,7 +209,7 @@ class Penalties:
         settle(sorted(acting, key=lambda task: not task.rule.needs_start), optimizer)
         self._due = []
         if self.weight_tasks:
-            self.watch.look(self.weight_tasks, optimizer, steps)
+            self.watch.look(self.weight_tasks, optimizer, steps, self._parts.together)
 
     def forget_step(self) -> None:
         """Drops what was left by a step that raised."""
@@ -199,18 +219,27 @@ class Penalties:
 
     def values(self) -> dict[str, dict[str, float]]:
         """By parameter: R by penalty, `duty` and `cosine` of its gate, `zeros`; one synchronization a device."""
+        self._parts.pull_weights()
         figures: list[tuple[str, str, torch.Tensor]] = []
+        is_share: list[bool] = []  # of a sum over all processes
         for task in self.all_tasks:
             name, label = task.info.name, type(task.penalty).__name__
             label = label if all((n, k) != (name, label) for n, k, _ in figures) else str(task.penalty)
             value = task.value()
             if value is not None:
                 figures.append((name, label, value))
+            is_share += [task.info.is_split] * (len(figures) - len(is_share))
             figures += [(name, _distinct(figures, name, key, label), number) for key, number in _of_gate(task)]
+            is_share += [False] * (len(figures) - len(is_share))
             if isinstance(task, WeightTask) and all((n, k) != (name, "zeros") for n, k, _ in figures):
                 figures.append((name, "zeros", task.zeros()))
+                is_share.append(task.info.is_split)
+        numbers = read_numbers([f[2] for f in figures])
+        if any(is_share):
+            total = self._parts.together.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+            numbers = [t if share else own for t, own, share in zip(total, numbers, is_share, strict=True)]
         result: dict[str, dict[str, float]] = {}
-        for (name, label, _), number in zip(figures, read_numbers([f[2] for f in figures]), strict=True):
+        for (name, label, _), number in zip(figures, numbers, strict=True):
             result.setdefault(name, {})[label] = number
         return result
 
@@ -228,8 +257,23 @@ class Penalties:
         state: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
         for task in self.all_tasks:
             vectors = task.memory.vectors if isinstance(task, PenaltyTask) else {"reach": task.reach}
-            kept = {**{key: vector.clone() for key, vector in vectors.items()}, **task.state()}
+            kept = {**{key: vector.clone() for key, vector in vectors.items()}, **task.state(self._parts)}
             state.setdefault(task.info.name, {})[str(task.index)] = kept
+        return self._known_to_all(state)
+
+    def _known_to_all(
+        self, state: dict[str, dict[str, dict[str, torch.Tensor]]]
+    ) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+        """Where only the owner of a weight remembers its vectors, the others learn them."""
+        hidden = [task for task in self.tasks if task.info.is_split]
+        if not hidden:
+            return state
+        own = {f"{t.info.name} {t.index}": {k: v.cpu() for k, v in t.memory.vectors.items()} for t in hidden if t.is_here}
+        found = {key: vectors for facts in self._parts.together.merged(own) for key, vectors in facts.items()}
+        for task in hidden:
+            vectors = found.get(f"{task.info.name} {task.index}", {})
+            kept = state[task.info.name][str(task.index)]
+            state[task.info.name][str(task.index)] = {**vectors, **{k: v for k, v in kept.items() if "gate." in k}}
         return state
 
     def load(self, state: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]) -> None:
@@ -237,7 +281,7 @@ class Penalties:
         for task in self.all_tasks:
             saved = state.get(task.info.name, {}).get(str(task.index), {})
             device = task.info.parameter.device
-            task.load(saved)
+            task.load(saved, self._parts)
             own = {k: torch.as_tensor(v).detach().clone().to(device) for k, v in saved.items() if "gate." not in k}
             if isinstance(task, PenaltyTask):
                 task.memory.vectors = own

@@ -11,8 +11,9 @@ from weightspace.kernels import Batch, Route, Rule, Workspace, describe, make_ba
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.views import View
 from weightspace.manifolds import Manifold
-from weightspace.optim._checks import Options, refuse_flat_shards, refuse_sharded
+from weightspace.optim._checks import Options, refuse_flat_shards
 from weightspace.optim._manifolds import Manifolds, check_constraints
+from weightspace.optim._parts import Parts
 from weightspace.optim._penalties import Penalties
 from weightspace.optim._transform import BatchTransform
 from weightspace.optim.groups import refuse_two_constraints
@@ -29,7 +30,7 @@ class Plan:
         rules: In the order in which they act.
         model: As it was given.
         routes: One for each parameter of the model.
-        acting: The parameters on which at least one rule acts.
+        acting: The parameters on which at least one rule acts, as this process computes on them.
         unlent: Those that need no stand-in: nothing acts on them before the step.
         devices: Where the optimizer's parameters are.
         batches: Equal weights together, with their buffers.
@@ -37,6 +38,8 @@ class Plan:
         work: Temporary buffers.
         penalties: What penalties add, None if there are no penalties.
         manifolds: The constraints, None if there are none.
+        parts: What this process computes on of sharded weights.
+        lent: Names of the weights that need stand-ins, alike on all processes.
         steps: Steps taken; written by the rules.
     """
 
@@ -44,6 +47,7 @@ class Plan:
         self.rules = rules
         self.model = model
         self.routes: tuple[Route, ...] = ()
+        self._here: tuple[Route, ...] = ()
         self.acting: list[ParameterInfo] = []
         self.unlent: list[ParameterInfo] = []
         self.devices: list[torch.device] = []
@@ -52,6 +56,8 @@ class Plan:
         self.work = Workspace()
         self.penalties = Penalties(self.work) if any(isinstance(r, Penalty) for r in rules) else None
         self.manifolds = Manifolds() if any(isinstance(r, Manifold) for r in rules) else None
+        self.parts = Parts()
+        self.lent: list[str] = []
         self.steps = torch.zeros((), dtype=torch.int64)
         self._options = options
         self._blocks: dict[object, torch.Tensor] = {}
@@ -59,9 +65,7 @@ class Plan:
         self._carried: dict[int, Route] = {}
         self._known: list[tuple[object, ...]] = []
         self._build(_parameters(optimizer), strict=True)
-        if self.manifolds is not None:
-            check_constraints(optimizer, self.routes, rules)
-            self.manifolds.build(rules, self.routes)
+        self._constrain(optimizer)
 
     def update(self, optimizer: Optimizer) -> None:
         """Routes anew if the optimizer's parameters or their places in the model changed since the last look.
@@ -74,16 +78,26 @@ class Plan:
         parameters = _parameters(optimizer)
         if [_facts(p) for p in parameters] != self._known or not all(info.is_in_place for info in self.acting):
             self._build(parameters, strict=False)
-            if self.manifolds is not None:
-                check_constraints(optimizer, self.routes, self.rules)
-                self.manifolds.build(self.rules, self.routes, int(self.steps))
+            self._constrain(optimizer)
+
+    def _constrain(self, optimizer: Optimizer) -> None:
+        if self.manifolds is None:
+            return
+        check_constraints(optimizer, self.routes, self.rules)
+        self.parts.pull_weights()
+        with self.parts.together.agreeing():
+            self.manifolds.build(self.rules, self._here, int(self.steps))
+        self.parts.push_weights()
+        self.manifolds.tell_moved(self.parts.together)
 
     def clear(self) -> None:
         """Forgets everything and frees the memory."""
         self.routes, self.acting, self.unlent, self.batches, self.transforms = (), [], [], [], []
+        self._here, self.lent = (), []
         for kept in (self._blocks, self._routings, self._carried):
             kept.clear()
         self.work.clear()
+        self.parts.clear()
         if self.penalties is not None:
             self.penalties.clear()
         if self.manifolds is not None:
@@ -92,10 +106,18 @@ class Plan:
     def _build(self, parameters: list[nn.Parameter], *, strict: bool) -> None:
         known = [_facts(p) for p in parameters]
         self.routes = self._route(parameters, tuple(known), strict=strict)
-        self.acting = [r.info for r in self.routes if r.rules]
-        lent = [(r.info, *self._before_the_step(r)) for r in self.routes if r.rules and self._needs_stand_in(r)]
-        names = {info.name for info, _, _ in lent}
-        self.unlent = [info for info in self.acting if info.name not in names]
+        self._here = self.parts.build(self.rules, self.routes)
+        if self.parts.parts and self._options.inplace:
+            raise AttachError(
+                f"attach() got inplace=True, but {self.parts.parts[0].info.name} is sharded (fully_shard), so its "
+                "gradient is not whole on any process; attach without inplace."
+            )
+        self.acting = [r.info for r in self._here if r.rules]
+        needing = [r for r in self._here if r.rules and self._needs_stand_in(r)]
+        self.lent = [r.info.name for r in needing]
+        self.unlent = [info for info in self.acting if info.name not in set(self.lent)]
+        # A process that holds nothing of a weight has nothing to transform.
+        lent = [(r.info, *self._before_the_step(r)) for r in needing if r.views]
         self.devices = list({p.device for p in parameters})
         self.batches = make_batches(
             lent,
@@ -106,12 +128,12 @@ class Plan:
         self.work.keep({(b.dtype, b.device) for b in self._blocks.values()})
         self.transforms = [BatchTransform(b, self.rules, self.work) for b in self.batches]
         if self.penalties is not None:
-            self.penalties.build(self.rules, self.routes)
+            self.penalties.build(self.rules, self._here, self.parts)
         self._known = known
 
     def _needs_stand_in(self, entry: Route) -> bool:
         """Whether anything acts on the gradient, or between it and the step."""
-        return bool(self._before_the_step(entry)[1]) or any(isinstance(self.rules[i], Manifold) for i in entry.rules)
+        return any(not _acts_after(self.rules[i]) for i in entry.rules)
 
     def _before_the_step(self, entry: Route) -> tuple[tuple[View, ...], tuple[int, ...]]:
         """The views and rules that act on the gradient's buffer."""
@@ -132,8 +154,6 @@ class Plan:
         routes = route(self.rules, infos, parameters, strict=strict)
         refuse_two_constraints(self.rules, routes)
         for r in routes:
-            if r.rules:
-                refuse_sharded(r.info)
             if r.info.parameter.requires_grad and id(r.info.parameter) in held:
                 self._refuse_lost(r)
         self._carried.update({id(r.info.parameter): r for r in routes if r.rules})

@@ -10,6 +10,7 @@ from torch import nn
 from weightspace.errors import AttachError
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.optim._transform import Swap
+from weightspace.sharding import local_part
 
 
 class StandIns:
@@ -43,7 +44,7 @@ class StandIns:
         """
         for parameter, grad, buffer, version in self._swapped:
             if parameter.grad is buffer and grad is not buffer and writes(buffer) != version:
-                name = next((info.name for info in infos if info.parameter is parameter), "a weight")
+                name = next((info.name for info in infos if info.held is parameter), "a weight")
                 raise AttachError(
                     f"A step raised and left stand-ins such as that of {name} in p.grad, which were written to since, "
                     "as backward() and zero_grad(set_to_none=False) do; call rules.restore_gradients(), zero_grad() "
@@ -53,4 +54,4 @@ class StandIns:
 
 def writes(tensor: torch.Tensor) -> int:
     """How often a tensor was written to; fused optimizers and writes to `.data` do not count."""
-    return tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it
+    return local_part(tensor)._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +19,9 @@ from weightspace.kernels.parameters import has_same_layout
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Euclidean, Manifold, parse
 from weightspace.optim._finite import gradients_finite, raise_non_finite_named
+from weightspace.optim._group_checks import check_listed_once, check_options, check_saved, refuse_complex
 from weightspace.optim._stand_ins import writes
+from weightspace.optim._untraced import untraced
 from weightspace.optim.verify import PropertyCheck, check_constraint, raise_if_broken
 from weightspace.precision import full_precision
 
@@ -35,6 +36,10 @@ _OWN_DTYPE = (
 
 class SubmanifoldOptimizer(Optimizer):
     """Base of the optimizers whose parameter groups may name a manifold."""
+
+    # Whether the arithmetic of Euclidean groups takes them.
+    _takes_sparse = False
+    _takes_complex = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, check_finite: bool = True) -> None:
         self._forget()
@@ -87,19 +92,21 @@ class SubmanifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._check_finite:
-            self._refuse_non_finite()
-        is_plain = all(self._is_free(group) for group in self.param_groups)  # no products: nothing to keep precise
-        with nullcontext() if is_plain else full_precision():
-            for group in self.param_groups:
-                self._begin(group)
-                if self._is_free(group):
-                    self._step_free(group)
-                    continue
-                for k, parameter in enumerate(group["params"]):
-                    if parameter.grad is not None:
-                        self._step_one(parameter, group, k)
+        self._check_gradients()
+        for group in self.param_groups:
+            self._begin(group)
+            if self._is_free(group):
+                self._step_free(group)
+            else:
+                self._step_group(group)
         return loss
+
+    @untraced
+    @full_precision()
+    def _step_group(self, group: Group) -> None:
+        for k, parameter in enumerate(group["params"]):
+            if parameter.grad is not None:
+                self._step_one(parameter, group, k)
 
     def _begin(self, group: Group) -> None:
         """Called before the steps of a group."""
@@ -125,8 +132,6 @@ class SubmanifoldOptimizer(Optimizer):
         if self._versions.get(id(parameter)) != writes(parameter):  # written to since the last step
             self._put_on(parameter, constraint, step)
         gradient = parameter.grad
-        if gradient.layout != torch.strided:
-            raise AttachError(f"The gradient of {constraint.name} is sparse; {type(self).__name__} takes dense ones.")
         if not has_same_layout(gradient, parameter):
             gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
         self._step_on(parameter, group, constraint, gradient.neg() if group["maximize"] else gradient)
@@ -134,14 +139,22 @@ class SubmanifoldOptimizer(Optimizer):
         if constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
             self._put_on(parameter, constraint, step + 1)
 
-    def _refuse_non_finite(self) -> None:
-        grads = [
-            p.grad
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None and p.grad.layout == torch.strided
-        ]
-        if not gradients_finite(grads):
+    @untraced
+    def _check_gradients(self) -> None:
+        """Raises for gradients that this step cannot take, before any weight changes."""
+        grads: list[torch.Tensor] = []
+        for group in self.param_groups:
+            takes_sparse = self._takes_sparse and self._is_free(group)
+            for parameter in group["params"]:
+                grad = parameter.grad
+                if grad is not None and grad.layout == torch.strided:
+                    grads.append(grad)
+                elif grad is not None and not takes_sparse:
+                    raise AttachError(
+                        f"The gradient of {self._name(parameter)} is sparse ({grad.layout}); {type(self).__name__} "
+                        "takes dense ones: build the layer with sparse=False."
+                    )
+        if self._check_finite and not gradients_finite(grads):
             raise_non_finite_named((name, p) for name, p, _, _ in self._parameters())
 
     # ------------------------------------------------------------------ constraints
@@ -216,16 +229,23 @@ class SubmanifoldOptimizer(Optimizer):
         if not isinstance(manifold, Manifold):
             raise RuleError(f"A parameter group has manifold={manifold!r}; pass one such as ws.manifolds.Sphere().")
         self._check_manifold(manifold)
+        check_options(type(self).__name__, {**self.defaults, **param_group})
+        check_listed_once(type(self).__name__, param_group["params"])
         super().add_param_group({**param_group, "manifold": manifold.text()})
         group = self.param_groups[-1]
         try:
             self._settle(group)
         except (SelectionError, RuleError, AttachError):
             self.param_groups.pop()
+            for parameter in group["params"]:
+                self.state.pop(parameter, None)
             raise
 
     @torch.no_grad()
     def _settle(self, group: Group) -> None:
+        for parameter in group["params"]:
+            if parameter.is_complex() and not (self._takes_complex and self._is_free(group)):
+                refuse_complex(type(self).__name__, self._name(parameter))
         constraints = [self._constraint(p, group, k) for k, p in enumerate(group["params"])]
         for parameter, constraint in zip(group["params"], constraints, strict=True):
             if constraint is not None:
@@ -261,28 +281,64 @@ class SubmanifoldOptimizer(Optimizer):
         Raises:
             AttachError: It was saved for other manifolds.
         """
-        for mine, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+        devices = {
+            p: {key: value.device for key, value in self.state[p].items() if isinstance(value, torch.Tensor)}
+            for _, p, _, _ in self._parameters()
+        }
+        found: dict[str, Any] = {}
+
+        def before(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            found.update(self._checked(state))
+            return found
+
+        # Hooks of the user's decide what is loaded and see it loaded: ours come after the one and before the other.
+        handles = [
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(lambda _: self._complete(found, devices), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _checked(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state that is for these constraints, with their names where it has none: it never takes one away."""
+        groups = list(state["param_groups"])
+        for k, (mine, saved) in enumerate(zip(self.param_groups, groups, strict=False)):
             for key in _IDENTITY:
                 if saved.get(key, mine[key]) != mine[key]:
                     raise AttachError(
                         f"The state was saved with {key}={saved[key]!r}, this group has {mine[key]!r}; build the "
                         "optimizer with the same manifolds first."
                     )
-        devices = {
-            p: {key: value.device for key, value in self.state[p].items() if isinstance(value, torch.Tensor)}
-            for _, p, _, _ in self._parameters()
-        }
-        super().load_state_dict(state_dict)
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, (_, parameter, _, _) in zip(ids, self._parameters(), strict=True):
-            saved = state_dict["state"].get(i, {})
-            self.state[parameter].update(
+            groups[k] = {**{key: mine[key] for key in _IDENTITY}, **saved}
+            names = mine.get("param_names") or [f"parameter {i}" for i in saved["params"]]
+            for i, name, parameter in zip(saved["params"], names, mine["params"], strict=False):
+                check_saved(type(self).__name__, name, self.state[parameter], state["state"].get(i, {}))
+        return {**state, "param_groups": groups}
+
+    @torch.no_grad()
+    def _complete(self, state: dict[str, Any], devices: dict[torch.Tensor, dict[str, torch.device]]) -> None:
+        """What torch's loading leaves out: dtypes of our own, steps as tensors, what the state lacks."""
+        ids = [i for group in state["param_groups"] for i in group["params"]]
+        for i, (_, parameter, group, k) in zip(ids, self._parameters(), strict=True):
+            saved, own = state["state"].get(i, {}), self.state[parameter]
+            own.update(
                 {
                     key: saved[key].clone().to(devices[parameter].get(key, parameter.device))
                     for key in _OWN_DTYPE
                     if key in saved
                 }
             )
+            if not devices[parameter].keys() <= own.keys():
+                own.update({**self._new_state(parameter, group, self._constraint(parameter, group, k)), **own})
+            if not isinstance(own["step"], torch.Tensor):
+                own["step"] = torch.tensor(float(own["step"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps only these of an optimizer that is pickled or copied; ours are made anew.
+        return {name: getattr(self, name) for name in ("defaults", "state", "param_groups", "_check_finite")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -62,8 +62,13 @@ def new_thermometer(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def measure(state: State, x: torch.Tensor, constraint: Constraint | None, gradient: torch.Tensor) -> None:
-    """Adds a measurement of one weight: its velocity before the kick, and its derivative where it is."""
+def measured(
+    state: State, x: torch.Tensor, constraint: Constraint | None, gradient: torch.Tensor
+) -> torch.Tensor:
+    """A measurement of one weight: `(|v|^2, <g, field>, divergence)`, float64; those of its parts add up.
+
+    Its velocity is that before the kick, its derivative that where it is.
+    """
     squared = state["velocity"].double().square().sum()
     if "slack_velocity" in state:
         squared = squared + state["slack_velocity"].double().square().sum()
@@ -72,14 +77,19 @@ def measure(state: State, x: torch.Tensor, constraint: Constraint | None, gradie
         divergence = torch.tensor(float(x.numel()), dtype=torch.float64)
     else:
         work, divergence = _of_positions(state, x, constraint, gradient)
-    entries = [torch.ones((), dtype=torch.float64), squared, squared.square(), work, divergence]
+    return torch.stack([e.detach().to("cpu", torch.float64) for e in (squared, work, divergence)])
+
+
+def add(state: State, measurement: torch.Tensor) -> None:
+    """Adds a measurement of a whole weight to its state."""
+    squared, work, divergence = measurement
     sums: torch.Tensor = state["thermometer"]
     sums[-1] += 1
     seen = int(sums[-1])
     if seen & (seen - 1) == 0:  # a power of two
         sums[_SIZE:-1] = sums[:_SIZE]
         sums[:_SIZE] = 0
-    sums[:_SIZE] += torch.stack([e.detach().to("cpu", torch.float64) for e in entries])
+    sums[:_SIZE] += torch.stack([torch.ones_like(squared), squared, squared.square(), work, divergence])
 
 
 def _of_positions(

@@ -5,7 +5,8 @@ Weights that carry penalties only have no metric: their stand-ins are filled by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,8 +18,9 @@ from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.stacking import Batch, Workspace
 from weightspace.metrics import Layout, Metric, mean_energy
 from weightspace.metrics.base import is_16_bit
+from weightspace.sharding import ALONE, Together
 
-Measured = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by parameter name: rho, shrinkage
+Measured = dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # by parameter name: rho, shrinkage, norm before
 
 
 @dataclass(eq=False)
@@ -81,7 +83,7 @@ class BatchTransform:
             witnesses: Receives a flat slice a weight (or stack) that is finite if and only if its gradients are;
                 nothing for weights without a metric, which are looked at later. In place it receives 16-bit weights
                 only, whose rounding back can overflow: the rest was looked at before.
-            measured: Receives `(rho, shrinkage)` by parameter name.
+            measured: Receives `(rho, shrinkage, norm)` by parameter name.
 
         Returns:
             What to swap; with `inplace` the gradient is its own stand-in.
@@ -168,13 +170,32 @@ def _note(
     after = torch.linalg.vector_norm(wide.reshape(len(infos), -1), dim=1)
     shrinkage = torch.where(norms > 0, after / norms, torch.ones_like(norms))
     for k, info in enumerate(infos):
-        measured[info.name] = (rho[k], shrinkage[k])
+        measured[info.name] = (rho[k], shrinkage[k], norms[k])
 
 
-def read_measured(measured: Measured) -> dict[str, dict[str, float]]:
-    """The figures as numbers, with one synchronization for each device."""
+def read_measured(
+    measured: Measured, split: Collection[str] = (), together: Together = ALONE
+) -> dict[str, dict[str, float]]:
+    """The figures as numbers, with one synchronization for each device.
+
+    Args:
+        measured: What was measured here.
+        split: Names of weights of which other processes measured other parts, alike on all of them.
+        together: These processes.
+    """
     numbers = iter(read_numbers([figure for figures in measured.values() for figure in figures]))
-    return {name: {"rho": next(numbers), "shrinkage": next(numbers)} for name in measured}
+    found = {name: (next(numbers), next(numbers), next(numbers)) for name in measured}
+    figures = {name: {"rho": rho, "shrinkage": shrinkage} for name, (rho, shrinkage, _) in found.items()}
+    if not split:
+        return figures
+    parts = [found.get(name, (0.0, 0.0, 0.0)) for name in split]
+    energies = [[rho * n**2, (s * n) ** 2, n**2, float(name in found)] for name, (rho, s, n) in zip(split, parts, strict=True)]
+    for name, (mean, after, total, count) in zip(
+        split, together.sum(torch.tensor(energies, dtype=torch.float64)).tolist(), strict=True
+    ):
+        if count:
+            figures[name] = {"rho": mean / total if total else 0.0, "shrinkage": math.sqrt(after / total) if total else 1.0}
+    return figures
 
 
 def read_numbers(scalars: Sequence[torch.Tensor]) -> list[float]:

@@ -40,7 +40,7 @@ def _measure_operators(penalties: Penalties) -> list[PropertyCheck]:
     Cost: some tens of evaluations on a small layer, for each.
     """
     groups: dict[tuple[int, ConvGeometry], list[PenaltyTask]] = {}
-    for task in penalties.tasks:
+    for task in (task for task in penalties.tasks if task.is_here):
         groups.setdefault((task.index, _small(task)), []).append(task)
     return [
         PropertyCheck(
@@ -58,7 +58,7 @@ def _measure_weights(penalties: Penalties) -> list[PropertyCheck]:
     """Penalties on the numbers of weights, on random weights of the routed shapes, in float64."""
     groups: dict[tuple[int, tuple[int, ...], Channels], list[WeightTask]] = {}
     for task in penalties.weight_tasks:
-        groups.setdefault((task.index, task.info.shape, task.channels), []).append(task)
+        groups.setdefault((task.index, tuple(task.info.held.shape), task.channels), []).append(task)
     checks: list[PropertyCheck] = []
     for (_, shape, channels), tasks in groups.items():
         rule, names = tasks[0].rule, tuple(task.info.name for task in tasks)

@@ -24,6 +24,7 @@ from weightspace.optim._gates import Gated, Number, Pair, dot
 from weightspace.optim._lookahead import Rate
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.penalties import Penalty, WeightPenalty
+from weightspace.sharding import ALONE, Together
 
 _WATCH_EVERY = 50  # steps between two looks at whether weights vanished: one reduction each
 _VANISHED = 1e-6  # of the largest number at attach: what decays never reaches zero exactly
@@ -52,7 +53,7 @@ class WeightTask(Gated):
     def __post_init__(self) -> None:
         super().__post_init__()
         weight = self.info.parameter.detach()
-        self.reach = torch.linalg.vector_norm(weight, torch.inf)
+        self.reach = _largest(weight)
         if self.rule.needs_start:
             self.start = torch.empty_like(weight)
 
@@ -71,8 +72,8 @@ class WeightTask(Gated):
         return self.rule.value(self.info.parameter.detach(), self.channels)
 
     def zeros(self) -> torch.Tensor:
-        """Share of the weight's numbers that are exactly zero."""
-        return (self.info.parameter.detach() == 0).sum() / self.info.parameter.numel()
+        """Share of the weight's numbers that are exactly zero; of a sharded weight, what its part here adds to it."""
+        return (self.info.parameter.detach() == 0).sum() / self.info.held.numel()
 
     def products(self, gradient: torch.Tensor, scale: float | torch.Tensor) -> Pair:
         """`(<g, R>, <R, R>)` with the penalty's gradient R times `scale`."""
@@ -229,8 +230,8 @@ def settle(tasks: Iterable[WeightTask], optimizer: Optimizer) -> None:
     groups = groups_of(optimizer)
     found_inf = getattr(optimizer, "found_inf", None)
     for task in tasks:
-        group = groups.get(id(task.info.parameter))
-        if group is not None:
+        group = groups.get(id(task.info.held))
+        if group is not None and task.info.parameter.numel():
             task.settle(group["lr"], found_inf)
 
 
@@ -250,24 +251,24 @@ class Watch:
         self.vanished: dict[str, int] = {}
         self._told: set[str] = set()
 
-    def look(self, tasks: Iterable[WeightTask], optimizer: Optimizer, steps: int) -> None:
+    def look(
+        self, tasks: Iterable[WeightTask], optimizer: Optimizer, steps: int, together: Together = ALONE
+    ) -> None:
         """Every `_WATCH_EVERY` steps: one reduction a weight, one synchronization for each device.
 
         Args:
             tasks: The penalties on weights.
             optimizer: Knows the learning rates.
             steps: Steps taken, this one included.
+            together: The processes that hold parts of the weights.
         """
         if steps % _WATCH_EVERY:
             return
         groups = groups_of(optimizer)
-        held = [t for t in tasks if t.penalty.weight > 0 and id(t.info.parameter) in groups]
-        gaps = [
-            torch.linalg.vector_norm(t.info.parameter.detach(), torch.inf) - t.floor(groups[id(t.info.parameter)])
-            for t in held
-        ]
+        held = [t for t in tasks if t.penalty.weight > 0 and id(t.info.held) in groups]
+        gaps = read_numbers([_largest(t.info.parameter.detach()) - t.floor(groups[id(t.info.held)]) for t in held])
         found: dict[str, WeightTask] = {}
-        for task, gap in zip(held, read_numbers(gaps), strict=True):
+        for task, gap in zip(held, together.max(torch.tensor(gaps, dtype=torch.float64)).tolist(), strict=True):
             if gap <= 0.0:
                 found[task.info.name] = task
         self.vanished = {name: self.vanished.get(name, steps) for name in found}
@@ -295,6 +296,11 @@ def _warn(names: list[str], penalty: Penalty, steps: int) -> None:
         VanishedWeightsWarning,
         stacklevel=2,
     )
+
+
+def _largest(weight: torch.Tensor) -> torch.Tensor:
+    """The largest absolute number; 0 of none."""
+    return torch.linalg.vector_norm(weight, torch.inf) if weight.numel() else weight.new_zeros(())
 
 
 def _fits(weight: torch.Tensor, *others: torch.Tensor) -> bool:

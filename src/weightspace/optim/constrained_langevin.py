@@ -47,6 +47,7 @@ from weightspace.optim._langevin_scale import adapt, new_scale
 from weightspace.optim._langevin_slack import is_shadow, slack_of, step_lifted, step_on_circle
 from weightspace.optim._submanifold import Group, SubmanifoldOptimizer
 from weightspace.optim._thermometer import Temperature, dimension_of
+from weightspace.optim._untraced import untraced
 
 _torch: Any = torch  # foreach has no public name; torch's own optimizers use it
 
@@ -103,6 +104,8 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         >>> round(float(q.detach().var()), 2)
         0.25
     """
+
+    _takes_complex = False
 
     def __init__(
         self,
@@ -218,6 +221,7 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
 
     # ------------------------------------------------------------------ the step
 
+    @untraced  # noise comes from generators and threads, and free steps are one fused kernel already
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step of the dynamics.
 
@@ -298,15 +302,10 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
 
     # ------------------------------------------------------------------ what the user sees
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave.
-
-        Raises:
-            AttachError: It was saved by another optimizer, or for other manifolds.
-        """
-        if any("velocity" not in saved for saved in state_dict["state"].values()):
+    def _checked(self, state: dict[str, Any]) -> dict[str, Any]:
+        if any("velocity" not in saved for saved in state["state"].values()):
             raise AttachError(f"The state holds no velocities: it was saved by another optimizer than {NAME}.")
-        super().load_state_dict(state_dict)
+        return super()._checked(state)
 
     def _measure(
         self, parameter: torch.Tensor, group: Group, constraint: Constraint | None, gradient: torch.Tensor
@@ -365,11 +364,6 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         for _, parameter, group, _ in self._parameters():
             if group["measure_every"] is not None:
                 self.state[parameter].update(_thermometer.new_thermometer(parameter))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # torch keeps only these of an optimizer that is pickled or copied; ours are made anew.
-        kept = ("defaults", "state", "param_groups", "_check_finite")
-        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

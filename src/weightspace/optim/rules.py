@@ -23,12 +23,12 @@ from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_g
 from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sum_of, sums
 from weightspace.optim._gates import Number
 from weightspace.optim._lookahead import Again, RandomState
-from weightspace.optim._manifolds import Reproject
+from weightspace.optim._manifolds import Reproject, momentum_keys
 from weightspace.optim._plan import Plan
 from weightspace.optim._stand_ins import StandIns
 from weightspace.optim._transform import Measured, Swap, read_measured
 from weightspace.optim._verify_penalties import measure_penalties
-from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken
+from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken, worst_of
 from weightspace.precision import full_precision
 
 _STATE_VERSION = 1
@@ -78,6 +78,7 @@ class Rules:
         """Every parameter with its rules and views, or the reason why none. Prints itself."""
         self._refresh("there is no table")
         modes = {i.name: f"{len(b.infos)} × {b.mode}" for b in self._plan.batches for i in b.infos}
+        modes.update(self._plan.parts.where())
         for name, distance in self.moved.items():
             modes[name] = f"{modes.get(name, '')}, moved by {100 * distance:.3g} %".removeprefix(", ")
         return RoutingTable(self.rules, self._plan.routes, modes)
@@ -98,8 +99,7 @@ class Rules:
     @property
     def fallbacks(self) -> dict[str, int]:
         """For every constrained weight, how many of its points ever needed an exact retraction, by name."""
-        tasks = [] if self._plan.manifolds is None else self._plan.manifolds.tasks
-        return {task.info.name: task.fallbacks for task in tasks}
+        return {} if self._plan.manifolds is None else self._plan.manifolds.fallbacks(self._plan.parts.together)
 
     @property
     def duty_cycles(self) -> dict[str, dict[str, float]]:
@@ -135,15 +135,20 @@ class Rules:
         A penalty's name: its value at its latest evaluation (now, of `L1` and its like), whether or not anything else
         is measured; `zeros`: share of a penalized weight's numbers that are zero; `duty`, `cosine`: of its gate.
 
-        Cost: one copy and one synchronization for each device.
+        Cost: one copy and one synchronization for each device. Of sharded weights all processes must read them.
         """
         acting = {info.name for info in self._plan.acting}
-        figures = read_measured({name: figures for name, figures in self._measured.items() if name in acting})
+        split = [info.name for info in self._plan.acting if info.is_split and info.name in self._plan.lent]
+        figures = read_measured(
+            {name: figures for name, figures in self._measured.items() if name in acting},
+            split,
+            self._plan.parts.together,
+        )
         if self._plan.penalties is not None:
             for name, values in self._plan.penalties.values().items():
                 figures[name] = {**figures.get(name, {}), **values}
         if self._plan.manifolds is not None:
-            for name, norm in self._plan.manifolds.norms().items():
+            for name, norm in self._plan.manifolds.norms(self._plan.parts.together).items():
                 figures[name] = {**figures.get(name, {}), "R": norm}
         return figures
 
@@ -162,13 +167,19 @@ class Rules:
 
         Raises:
             VerificationError: Names rule, parameter, error and bound.
+
+        Of sharded weights every process measures its parts; all of them must call it, and all get all checks.
         """
         self._refresh("there is nothing to verify")
-        checks = measure_properties(self.rules, self._plan.batches, self._plan.work)
-        if self._plan.penalties is not None:
-            checks += measure_penalties(self._plan.penalties)
-        if self._plan.manifolds is not None:
-            checks += self._plan.manifolds.measure(int(self._steps))
+        together = self._plan.parts.together
+        with together.agreeing():
+            checks = measure_properties(self.rules, self._plan.batches, self._plan.work)
+            if self._plan.penalties is not None:
+                checks += measure_penalties(self._plan.penalties)
+            if self._plan.manifolds is not None:
+                checks += self._plan.manifolds.measure(int(self._steps))
+        if not together.is_alone:
+            checks = worst_of(together.merged({"checks": checks}))
         raise_if_broken(checks)
         return checks
 
@@ -299,12 +310,18 @@ class Rules:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _: tuple[Any, ...], __: dict[str, Any]) -> None:
         self._stand_ins.take_back()
+        parts, manifolds = self._plan.parts, self._plan.manifolds
+        keys = momentum_keys(optimizer) if parts.parts and manifolds is not None else ()
+        if self._is_open:
+            parts.pull_stepped(optimizer, keys)
         if self._plan.penalties is not None and self._is_open:
             with full_precision():
                 self._plan.penalties.settle(optimizer, int(self._steps) + 1)
-        if self._plan.manifolds is not None:
+        if manifolds is not None:
             with full_precision():
-                self._plan.manifolds.after(optimizer, int(self._steps))
+                manifolds.after(optimizer, int(self._steps), parts)
+        if self._is_open:
+            parts.push_stepped(optimizer, keys)
         if self._is_open:  # a subclass that calls its parent's step fires the hooks twice
             self._steps += 1
             self._is_open = False
@@ -324,9 +341,11 @@ class Rules:
         return wrapped
 
     def _swap(self, optimizer: Optimizer, again: Again | None = None) -> None:
-        check_gradients(self._plan.acting, inplace=self._options.inplace)
+        self._pull()
         must_check = self._must_check(optimizer)
-        with full_precision():
+        together = self._plan.parts.together
+        with together.agreeing(when=must_check), full_precision():
+            check_gradients(self._plan.acting, inplace=self._options.inplace)
             if must_check and self._options.inplace and not all_finite(sums(self._plan.acting)):
                 raise_non_finite(self._plan.acting)  # before touching anything: there is no second copy
             # They depend on weights only, and what they refuse must be known before a gradient is touched.
@@ -334,18 +353,28 @@ class Rules:
             additions = [] if penalties is None else penalties.evaluate(step, must_check=must_check)
         # Not in full precision: the second pass must compute as the first did.
         second = {} if penalties is None else penalties.look_ahead(additions, again, self._plan.model, optimizer)
-        with full_precision():
+        with together.agreeing(when=must_check), full_precision():
             witnesses: list[torch.Tensor] = []
             swaps = self._transformed(witnesses if must_check else None)
             grad_scale = getattr(optimizer, "grad_scale", None)
             seen = {} if penalties is None else penalties.look(additions, swaps, grad_scale)
             if must_check:
                 self._check(witnesses, swaps, seen)
+        with full_precision():
             if penalties is not None:
                 penalties.act(additions, swaps, second, step, grad_scale)
             if self._plan.manifolds is not None:
                 self._plan.manifolds.before(swaps, step, must_measure=self._is_measured)
-            self._stand_ins.put(swap for swap in swaps if swap.is_filled)
+            self._stand_ins.put(s for s in self._plan.parts.stand_ins(swaps, self._plan.lent) if s.is_filled)
+
+    def _pull(self) -> None:
+        """Brings together what this process computes on of sharded weights."""
+        is_written = self._plan.parts.pull(int(self._steps))
+        if is_written and self._plan.manifolds is not None:
+            with self._plan.parts.together.agreeing():
+                self._plan.manifolds.enforce(int(self._steps), is_written=True)
+            self._plan.parts.push_weights()
+            self._plan.manifolds.tell_moved(self._plan.parts.together)
 
     @property
     def _is_measured(self) -> bool:

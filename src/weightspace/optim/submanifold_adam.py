@@ -78,7 +78,7 @@ class SubmanifoldAdam(SubmanifoldOptimizer):
         if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= b < 1 for b in betas):
             raise RuleError(f"{_NAME} got betas={betas!r}; pass two numbers from 0 up to, not including, 1.")
         defaults = {
-            "lr": lr if isinstance(lr, torch.Tensor) else number_from_zero(_NAME, "lr", lr),
+            "lr": lr,
             "betas": (float(betas[0]), float(betas[1])),
             "eps": number_from_zero(_NAME, "eps", eps),
             "weight_decay": number_from_zero(_NAME, "weight_decay", weight_decay),

@@ -30,6 +30,7 @@ from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Constraint
 from weightspace.manifolds._moves import Motion, Moved, StepSize
 from weightspace.optim._submanifold import Group, SubmanifoldOptimizer, new_slack
+from weightspace.optim._untraced import untraced
 
 Transport = Literal["ambient", "projection", "norm"]
 _NAME = "SubmanifoldSGD"
@@ -76,6 +77,8 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         tensor([[1.0000, 0.3333]])
     """
 
+    _takes_sparse = True
+
     def __init__(  # noqa: PLR0917  # torch's own order
         self,
         params: Any,
@@ -94,7 +97,7 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         check_finite: bool = True,
     ) -> None:
         defaults = {
-            "lr": lr if isinstance(lr, torch.Tensor) else number_from_zero(_NAME, "lr", lr),
+            "lr": lr,
             "momentum": number_from_zero(_NAME, "momentum", momentum),
             "dampening": dampening,
             "weight_decay": number_from_zero(_NAME, "weight_decay", weight_decay),
@@ -138,8 +141,7 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         if not parameters:
             return
         states = [self.state[p] for p in parameters]
-        # At its first step torch's buffer is the gradient itself, undampened: that is what None asks for.
-        buffers = [s.get("momentum_buffer") if s["step"].item() else None for s in states] if group["momentum"] else []
+        buffers = self._buffers(states, group) if group["momentum"] else []
         sgd(
             parameters,
             [p.grad for p in parameters],
@@ -156,6 +158,18 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
             state["momentum_buffer"] = buffer
         for state in states:
             state["step"] += 1
+
+    @staticmethod
+    @untraced
+    def _buffers(states: list[dict[str, Any]], group: Group) -> list[torch.Tensor | None]:
+        """The momentum buffers of Euclidean weights, as torch takes them.
+
+        At its first step torch's buffer is the gradient itself, undampened: that is what None asks for. Without
+        dampening the zeros that the buffer holds give the same.
+        """
+        if not group["dampening"]:
+            return [s.get("momentum_buffer") for s in states]
+        return [s.get("momentum_buffer") if s["step"].item() else None for s in states]
 
     def _step_on(self, parameter: torch.Tensor, group: Group, constraint: Constraint, gradient: torch.Tensor) -> None:
         state = self.state[parameter]
@@ -214,10 +228,6 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
             if moved.factor is not None:
                 row["r"] = float(moved.factor.max())
         return figures
-
-    def __getstate__(self) -> dict[str, Any]:
-        # torch keeps only these of an optimizer that is pickled or copied; ours are made anew.
-        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

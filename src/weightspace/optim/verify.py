@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -136,6 +136,18 @@ def check_constraint(
     error, bound = constraint.worst(parameter.detach(), step)
     carried = 0.0 if slack is None or not torch.isfinite(slack[0]) else float(slack[0]) + _ROUNDING
     return PropertyCheck(constraint.manifold.text(), (constraint.name,), ON_MANIFOLD, error, max(bound, carried))
+
+
+def worst_of(facts: Iterable[Mapping[str, Sequence[PropertyCheck]]]) -> list[PropertyCheck]:
+    """Of every property that several processes measured on their parts, what comes nearest to its bound."""
+    found: dict[tuple[str, tuple[str, ...], str], PropertyCheck] = {}
+    for check in (check for fact in facts for check in fact["checks"]):
+        key = (check.rule, check.parameters, check.what)
+        known = found.get(key)
+        # A NaN is within no bound.
+        if known is None or not check.error / check.bound <= known.error / known.bound:
+            found[key] = check
+    return list(found.values())
 
 
 def raise_if_broken(checks: Iterable[PropertyCheck]) -> None:

@@ -59,6 +59,10 @@ class GroupL1(WeightPenalty):
         super().__post_init__()
         self._settle(groups=choice("GroupL1", "groups", self.groups, GROUPS))
 
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Groups of output channels and kernels do not share rows."""
+        return self.groups != "in" and channels == Channels()
+
     def refusal(self, info: ParameterInfo) -> str | None:
         """Also refuses what has no channels, and linear layers for kernels."""
         if info.role != "weight" or not (info.is_kernel or info.kind == "linear"):

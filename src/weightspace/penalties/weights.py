@@ -53,6 +53,10 @@ class WeightPenalty(Penalty):
         super().__post_init__()
         self._settle(application=choice(type(self).__name__, "application", self.application, APPLICATIONS))
 
+    def acts_on_rows(self, channels: Channels) -> bool:
+        """Where it acts on single numbers."""
+        return self.is_elementwise
+
     @property
     def is_proximal(self) -> bool:
         """Whether it acts after the optimizer's step."""

@@ -5,6 +5,8 @@ Every method is a collective: all processes of the group call it, in the same or
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,31 @@ class Together:
         for rank, message in enumerate(messages):
             if message is not None:
                 raise message[0](f"rank {rank}: {message[1]}")
+
+    @contextmanager
+    def agreeing(self, *, when: bool = True) -> Generator[None, None, None]:
+        """What the body raises on one process is raised on all, at its end; see `agree`.
+
+        Args:
+            when: Without it an error is raised here only: for bodies that cannot fail on one process alone.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            if self.group is None or not when:
+                raise
+            error = raised
+        if self.group is not None and when:
+            self.agree(error)
+
+    def merged(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """What every process knows, by rank; small things only."""
+        if self.group is None:
+            return [facts]
+        found: list[dict[str, Any]] = [{}] * self.ranks
+        torch.distributed.all_gather_object(found, facts, group=self.group)
+        return found
 
     def _reduced(self, numbers: torch.Tensor, operation: Any) -> torch.Tensor:
         sent = numbers.detach().to(self.device, copy=True)

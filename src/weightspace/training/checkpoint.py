@@ -2,14 +2,20 @@
 
 Tensors go into the file's body, everything else (numbers, text, the nesting itself, integer keys, tuples) as JSON
 into its header. Floats survive exactly: JSON writes the shortest text that reads back as the same number.
+
+A digest of all of it stands in the header, for safetensors has no checksum of its own: a bit that flips on a disk
+would otherwise go on training. It finds damage, not intent: whoever edits a file can write the digest that fits.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +27,8 @@ from torch import Tensor
 from weightspace.errors import RunError
 from weightspace.files import write_bytes_atomically
 
-_FORMAT = "weightspace-checkpoint-2"
+_FORMAT = "weightspace-checkpoint-3"
+_WITHOUT_DIGEST = "weightspace-checkpoint-2"  # what earlier versions wrote: read as it is
 _NAME = re.compile(r"^checkpoint-(\d{9})\.safetensors$")
 _KEPT = 2
 _DAMAGE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError)  # what a bad file raises
@@ -29,6 +36,12 @@ _DAMAGE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionE
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fingerprint: str) -> Path:
     """Write a checkpoint and delete all but the last two.
+
+    When this returns, the file is on the disk under its name, and only then do older ones go. Those of later steps go
+    too: they are of a future that this run, gone on from before it, will not have.
+
+    Cost: a copy of the state on the CPU, and again as the file's bytes; the digest adds a tenth to the time (measured:
+    25 of 280 ms for 100 MB).
 
     Args:
         folder: The run's folder.
@@ -46,6 +59,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, finger
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors)
     header = {"format": _FORMAT, "step": str(step), "fingerprint": fingerprint, "tree": json.dumps(tree)}
+    header["digest"] = _digest(header, tensors)
     path = folder / f"checkpoint-{step:09d}.safetensors"
     try:
         # Not save_file: it makes temporary files of its own, which a killed process leaves behind.
@@ -54,15 +68,19 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, finger
         kept = newest_checkpoint(folder)
         stays = f"{kept.name} stays, so --resume goes on from there" if kept is not None else "nothing is saved yet"
         raise RunError(f"{error}; {stays}") from error
-    for old in list(_checkpoints(folder))[_KEPT:]:
-        old.unlink(missing_ok=True)
+    others = list(_checkpoints(folder))
+    upto = [other for other in others if other.name <= path.name]
+    for other in (*(other for other in others if other.name > path.name), *upto[_KEPT:]):
+        with suppress(OSError):  # the next checkpoint tries again
+            other.unlink()
     return path
 
 
 def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
     """Read the newest good checkpoint of a run.
 
-    A newest file that is truncated or foreign is reported as a warning and the one before is used.
+    A newest file that is truncated, foreign or changed in as little as one bit is reported as a warning, and the one
+    before is used.
 
     Args:
         folder: The run's folder.
@@ -137,10 +155,36 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, framework="pt", device="cpu") as file:
         header = cast("dict[str, str]", file.metadata() or {})
-        if header.get("format") != _FORMAT:
-            raise ValueError("it is not a weightspace checkpoint")
+        if header.get("format") not in {_FORMAT, _WITHOUT_DIGEST}:
+            raise ValueError(_not_ours(header.get("format", "")))
         # clone: the tensors otherwise stay views of the mapped file, which may be deleted or replaced
-        return header, {name: cast("Tensor", file.get_tensor(name)).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: cast("Tensor", file.get_tensor(name)).clone() for name in file.keys()}  # noqa: SIM118
+    # One bit makes a 2 of a 3: what has a digest is held to it.
+    if (header["format"] == _FORMAT or "digest" in header) and header["digest"] != _digest(header, tensors):
+        raise ValueError("its content is not what was written: the digest differs")
+    return header, tensors
+
+
+def _not_ours(found: str) -> str:
+    if found.startswith("weightspace-checkpoint-"):
+        return f"its format is {found}, this weightspace reads {_FORMAT}: update weightspace"
+    return "it is not a weightspace checkpoint"
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header and of every tensor's name, dtype, shape and CRC-32.
+
+    The CRC of the many bytes, because it is two to four times as fast as what nobody could forge, and nobody is kept
+    from writing a digest that fits.
+    """
+    rows = [[name, str(tensor.dtype), list(tensor.shape), _crc(tensor)] for name, tensor in sorted(tensors.items())]
+    facts = [header["format"], header["step"], header["fingerprint"], header["tree"], rows]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _crc(tensor: Tensor) -> int:
+    """CRC-32 of a contiguous CPU tensor's memory."""
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _pack(value: object, tensors: dict[str, Tensor]) -> object:

@@ -28,15 +28,18 @@ class RunLog:
         records: Records that `metrics.jsonl` already holds (a resumed run).
         step: Steps done before (a resumed run): TensorBoard drops what an interrupted process wrote behind them.
         tensorboard: Whether to write TensorBoard curves too.
+        silent: Whether to write nothing at all: another process of the run does.
 
     Raises:
         RunError: The files cannot be written, or TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, run_dir: Path, *, records: int = 0, step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run_dir: Path, *, records: int = 0, step: int = 0, tensorboard: bool = False, silent: bool = False
+    ) -> None:
         self.records = records
-        self._curves = _summary_writer(run_dir / TENSORBOARD_FOLDER, step) if tensorboard else None
-        self._lines = JsonLines(run_dir / METRICS_FILE)
+        self._curves = _summary_writer(run_dir / TENSORBOARD_FOLDER, step) if tensorboard and not silent else None
+        self._lines = None if silent else JsonLines(run_dir / METRICS_FILE)
 
     def epoch(self, record: Mapping[str, float | int]) -> None:
         """Log the end of an epoch.
@@ -80,10 +83,12 @@ class RunLog:
 
     def sync(self) -> None:
         """Wait until the records are on the disk; to be called before a checkpoint counts them."""
-        self._lines.sync()
+        if self._lines is not None:
+            self._lines.sync()
 
     def _write(self, record: Mapping[str, object]) -> None:
-        self._lines.write(record)
+        if self._lines is not None:
+            self._lines.write(record)
         self.records += 1
 
     def __enter__(self) -> RunLog:
@@ -92,7 +97,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._curves is not None:
             self._curves.close()
 

@@ -22,7 +22,7 @@ def seed_stream(seed: int, stream: str) -> None:
 
     Args:
         seed: The run's seed.
-        stream: What is drawn next: `"initialization"` or `"training"` (dropout).
+        stream: What is drawn next: `"initialization"` or `"training"` (dropout; each process has a stream of its own).
     """
     torch.manual_seed(derived_seed(stream, seed))
 
@@ -55,16 +55,26 @@ def reproducible(*, deterministic: bool) -> Generator[None, None, None]:
             torch.backends.cudnn.benchmark = benchmark
 
 
-def random_states() -> dict[str, torch.Tensor | list[torch.Tensor]]:
-    """The states of torch's generators (CPU and CUDA), as uint8 tensors."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+def random_states(device: torch.device | None = None) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """The states of torch's generators (CPU and CUDA), as uint8 tensors.
+
+    Args:
+        device: The only device of this process, where several processes share a machine; None for all devices.
+    """
+    cuda: list[torch.Tensor] = []
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        cuda = torch.cuda.get_rng_state_all() if device is None else [torch.cuda.get_rng_state(device)]
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_random_states(states: dict[str, torch.Tensor | list[torch.Tensor]]) -> None:
-    """Put generators back into the states that `random_states` gave."""
+def set_random_states(states: dict[str, torch.Tensor | list[torch.Tensor]], device: torch.device | None = None) -> None:
+    """Put generators back into the states that `random_states` gave, with the same device."""
     cpu, cuda = states["cpu"], states["cuda"]
     if isinstance(cpu, torch.Tensor):
         torch.set_rng_state(cpu)
-    if isinstance(cuda, list) and len(cuda) == torch.cuda.device_count():
+    if not isinstance(cuda, list) or not cuda:
+        return
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(cuda[0], device)
+    elif device is None and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from weightspace.errors import RecipeError, RunError
 from weightspace.training.data import BatchSource, Data, load_data, load_text
+from weightspace.training.distribution import Processes, one_process
 from weightspace.training.models import build_model
 from weightspace.training.optimizers import attached_rules, make_optimizer
 from weightspace.training.progress import Progress
 from weightspace.training.recipe import Recipe
 from weightspace.training.reproducible import random_states, seed_stream, set_random_states
 from weightspace.training.schedule import rate_setter
+from weightspace.training.whole_state import optimizer_state_as, sharded_as, whole
 
 if TYPE_CHECKING:
     from weightspace.optim import Rules, SubmanifoldSGD
@@ -29,7 +31,7 @@ class Session:
     """The parts of one run. `model` and `optimizer` are Fabric's wrappers, `module` and `inner` what they wrap."""
 
     recipe: Recipe
-    fabric: Fabric
+    processes: Processes
     module: nn.Module
     model: Any
     inner: torch.optim.Optimizer
@@ -42,12 +44,17 @@ class Session:
     progress: Progress
 
     @property
-    def is_plain(self) -> bool:
-        """Whether Fabric's wrappers change nothing: one device, float32. They cost 70 µs a step, so they are left out.
+    def fabric(self) -> Fabric:
+        """Lightning Fabric, which does devices, precision and distribution."""
+        return self.processes.fabric
 
-        The others are needed for casting inputs, scaling losses and skipping steps.
+    @property
+    def is_plain(self) -> bool:
+        """Whether Fabric's wrappers change nothing: one process, float32. They cost 70 µs a step, so they are left out.
+
+        The others are needed for sharing gradients, casting inputs, scaling losses and skipping steps.
         """
-        return self.recipe.train.precision == "32-true"
+        return self.processes.is_alone and self.recipe.train.precision == "32-true"
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:
@@ -105,16 +112,24 @@ class Session:
             "source": self.data.source,
             "torch": str(torch.__version__),
             "device": self.fabric.device.type,
+            "processes": self.processes.text,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run continues, for a checkpoint."""
-        return {
+        """Everything that decides how the run continues, for a checkpoint: on the first process. Collective."""
+        state: dict[str, Any] = {
             "model": dict(self.module.state_dict()),
             "optimizer": self.inner.state_dict(),
             "rules": self.rules.state_dict() if self.rules is not None else None,
+        }
+        if self.processes.is_sharded:
+            state = whole(state, keep=self.processes.is_first)
+        random = self.processes.gathered(random_states(self._only_device))
+        return {
+            **state,
             "precision": self.fabric.strategy.precision.state_dict(),
-            "random": random_states(),
+            "random": random[0] if random else {},
+            "random_of_others": random[1:],
             "origin": self.origin,
             "progress": {
                 **vars(self.progress),
@@ -130,12 +145,17 @@ class Session:
         """
         self._check_origin(state["origin"])
         try:
-            self.module.load_state_dict(state["model"])
-            self.inner.load_state_dict(state["optimizer"])
+            model, optimizer, rules = state["model"], state["optimizer"], state["rules"]
+            if self.processes.is_sharded:
+                model = sharded_as(model, self.module.state_dict())
+                optimizer = optimizer_state_as(optimizer, self.inner)
+                rules = sharded_as(rules, self.rules.state_dict() if self.rules is not None else None)
+            self.module.load_state_dict(model)
+            self.inner.load_state_dict(optimizer)
             if self.rules is not None:
-                self.rules.load_state_dict(state["rules"])
+                self.rules.load_state_dict(rules)
             self.fabric.strategy.precision.load_state_dict(state["precision"])
-            set_random_states(state["random"])
+            self._load_random_states([state["random"], *state.get("random_of_others", [])])
             saved = dict(state["progress"])
             saved["step_seconds"] = saved["step_seconds"].tolist()
             saved["loss_sum"] = saved["loss_sum"].to(self.fabric.device)
@@ -146,6 +166,32 @@ class Session:
                 f"the checkpoint does not fit this model and optimizer ({reason}); start anew with --fresh"
             ) from error
 
+    @property
+    def _only_device(self) -> torch.device | None:
+        """The device of this process, where others have theirs."""
+        return None if self.processes.is_alone else self.fabric.device
+
+    def _load_random_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on with the dropout of every process; processes that were not there begin streams of their own."""
+        rank = self.processes.rank
+        if len(states) == self.processes.ranks:
+            set_random_states(states[rank], self._only_device)
+            return
+        set_random_states(states[0], self._only_device)
+        if rank > 0:
+            seed_stream(int(torch.randint(2**62, ())), f"training of process {rank}")
+
+    def whole_module(self) -> nn.Module | None:
+        """The model with all of its weights: on the first process, None elsewhere. Collective if sharded."""
+        if not self.processes.is_sharded:
+            return self.module if self.processes.is_first else None
+        state = whole(self.module.state_dict(), keep=self.processes.is_first)
+        if not self.processes.is_first:
+            return None
+        module = self.fabric.strategy.precision.convert_module(_model(self.recipe, self.data))
+        module.load_state_dict(state)
+        return module
+
     def _check_origin(self, then: Mapping[str, str]) -> None:
         now = self.origin
         if then["data"] != now["data"]:
@@ -154,7 +200,9 @@ class Session:
                 f"the {self.data.kind} of '{self.data.name}' found now ({now['source']}) {is_are} not {those} that "
                 f"this run was started with ({then['source']}); restore {those}, or start anew with --fresh"
             )
-        changed = [f"{key} {then[key]}, now {now[key]}" for key in ("torch", "device") if then[key] != now[key]]
+        before = {"processes": "1", **then}  # not in checkpoints of earlier versions
+        keys = ("torch", "device", "processes")
+        changed = [f"{key} {before[key]}, now {now[key]}" for key in keys if before[key] != now[key]]
         if changed:
             warnings.warn(
                 f"this run was started with {' and '.join(changed)}: it goes on, but not bit for bit",
@@ -181,7 +229,9 @@ def load_recipe_data(recipe: Recipe, *, download: bool = True) -> Data:
     return data.take(wanted.train_size, wanted.test_size)
 
 
-def open_session(recipe: Recipe, data: Data, *, seed: int, accelerator: str = "auto") -> Session:
+def open_session(
+    recipe: Recipe, data: Data, *, seed: int, accelerator: str = "auto", processes: Processes | None = None
+) -> Session:
     """Build the parts of a run and put them on their device. Seeds torch's generators: the caller restores them.
 
     Args:
@@ -189,22 +239,27 @@ def open_session(recipe: Recipe, data: Data, *, seed: int, accelerator: str = "a
         data: The images or the text.
         seed: Decides initial weights, dropout and the order of the batches, each by a stream of its own.
         accelerator: Lightning Fabric's name: "auto", "cpu", "cuda" (or "gpu"), "mps".
+        processes: Those that train together, in place of `accelerator`; all of them call this.
 
     Raises:
-        RecipeError: Model, optimizer or accelerator cannot be built as asked.
+        RecipeError: Model, optimizer or accelerator cannot be built as asked, or a batch cannot be shared out.
         DataError: The data set has fewer images, or windows of text, than a batch.
+        RunError: The processes have different data.
         SelectionError, RuleError, AttachError: A rule does not fit the model.
     """
     train = recipe.train
-    fabric = _launch(accelerator, train.precision)
+    processes = processes or one_process(accelerator, train.precision)
+    _check_shared(recipe, data, processes)
+    fabric = processes.fabric
     seed_stream(seed, "initialization")
-    module = build_model(recipe.model.name, **data.model_arguments, **recipe.model.options)
-    if train.channels_last:
-        module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
-    # Before the optimizer, whose state is made beside the weights: Fabric moves weights only.
+    module = _model(recipe, data)
+    if processes.ranks > 1 and fabric.device.type == "cuda":  # there is none for the CPU
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    # Before the optimizer, which needs the weights as they are shared out, on their device.
     module = fabric.strategy.precision.convert_module(module.to(fabric.device))
+    model = fabric.setup_module(module)
     inner = make_optimizer(recipe, module, num_data=data.num_data)
-    model, optimizer = fabric.setup(module, inner)
+    optimizer = fabric.setup_optimizers(inner)
     rules = _attach(recipe, inner, module)
     if rules is not None and rules.needs_closure and train.precision == "16-mixed":
         raise RecipeError(
@@ -215,27 +270,36 @@ def open_session(recipe: Recipe, data: Data, *, seed: int, accelerator: str = "a
         batch_size=train.batch_size, seed=seed, device=fabric.device, augment=recipe.data.augment
     )
     test = data.test_batches(device=fabric.device)
+    if processes.ranks > 1:
+        batches.share(processes.rank, processes.ranks)
+        test.share(processes.rank, processes.ranks)
     steps = train.epochs * len(batches)
     set_rate = rate_setter(inner, train.optimizer, train.schedule, steps_per_epoch=len(batches), steps=steps)
-    seed_stream(seed, "training")
+    seed_stream(seed, "training" if processes.is_first else f"training of process {processes.rank}")
     progress = Progress(loss_sum=torch.zeros((), device=fabric.device))
     return Session(
-        *(recipe, fabric, module, model, inner, optimizer, set_rate, rules, batches, test, data),
+        *(recipe, processes, module, model, inner, optimizer, set_rate, rules, batches, test, data),
         progress=progress,
     )
 
 
-def _launch(accelerator: str, precision: str) -> Fabric:
-    try:
-        with warnings.catch_warnings():
-            # Fabric's advice for multi-process and 16-bit use on machines that have neither
-            warnings.filterwarnings("ignore", module="lightning_fabric")
-            return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType] - a checked literal
-    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
-        text = " ".join(str(error).split())
+def _model(recipe: Recipe, data: Data) -> nn.Module:
+    module = build_model(recipe.model.name, **data.model_arguments, **recipe.model.options)
+    if recipe.train.channels_last:
+        module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
+    return module
+
+
+def _check_shared(recipe: Recipe, data: Data, processes: Processes) -> None:
+    """Refuse what the processes cannot do together. Collective."""
+    processes.check_shares(recipe.train.batch_size)
+    if processes.is_sharded and recipe.train.channels_last:
         raise RecipeError(
-            f"cannot use the accelerator '{accelerator}' with precision {precision} here: {text}"
-        ) from error
+            "train.channels_last: true does not go with fsdp2, which shards weights in the order of their indices; "
+            "leave it out, or use the strategy ddp"
+        )
+    if not processes.is_alone:
+        processes.check_alike("data", f"check sum {data.checksum}")
 
 
 def _attach(recipe: Recipe, optimizer: torch.optim.Optimizer, module: nn.Module) -> Rules | None:

@@ -3,6 +3,9 @@
 Law of the loop: between two checks (every step on a CPU, every 50 steps elsewhere) nothing reads a number back from
 the device, so an accelerator never waits for Python. Time is taken at checks only, where the device has done all that
 was asked of it; measurements, checkpoints and the progress display come after it and do not count.
+
+With several processes a check is also where they join their losses and hear of a signal to stop: whatever is decided
+afterwards, all decide alike.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.errors import DivergenceError, NonFiniteGradientError, RunError
+from weightspace.sharding import local_part
 from weightspace.training.checkpoint import save_checkpoint
 from weightspace.training.interrupt import Interrupted, StopRequest
 from weightspace.training.logs import RunLog
@@ -61,6 +65,7 @@ class TrainingLoop:
         self.report = progress
         self.check_every = 1 if session.fabric.device.type == "cpu" else _CHECK_EVERY
         self._reported = 0.0
+        self._joint_signal = 0
 
     def train(self, every_epochs: int | None, every_steps: int | None) -> str | None:
         """Train to the end; the reason when training diverged, None otherwise."""
@@ -78,10 +83,13 @@ class TrainingLoop:
         return None
 
     def save(self) -> None:
-        """Write a checkpoint of the present state, after the records that it counts are on the disk."""
-        self.log.sync()
+        """Write a checkpoint of the present state, after the records that it counts are on the disk. Collective."""
+        processes = self.session.processes
         state = {**self.session.state_dict(), "records": self.log.records}
-        save_checkpoint(self.run_dir, self.session.progress.step, state, fingerprint=self.fingerprint)
+        with processes.agreed():
+            if processes.is_first:
+                self.log.sync()
+                save_checkpoint(self.run_dir, self.session.progress.step, state, fingerprint=self.fingerprint)
 
     @property
     def _is_last(self) -> bool:
@@ -94,6 +102,8 @@ class TrainingLoop:
         is_measuring = settings.measure_every is not None and session.has_measurements
         rules, watch = session.rules, self.watch
         measure_every, check_every = settings.measure_every or 1, self.check_every
+        is_alone = session.processes.is_alone
+        losses = state.loss_sum if is_alone else torch.zeros_like(state.loss_sum)
         in_epoch, checked, tick = len(session.train), state.step, time.perf_counter()
         for images, labels in session.train.epoch(state.epoch, state.batch):
             if channels_last:
@@ -107,7 +117,7 @@ class TrainingLoop:
             else:
                 loss = compute(images, labels)
                 step()
-            state.loss_sum += loss.detach()
+            losses += loss.detach()
             state.batch += 1
             state.step += 1
             taken = state.step if rules is None else rules.steps
@@ -116,12 +126,20 @@ class TrainingLoop:
             is_watched = watch is not None and watch.wants(state.step)
             if is_measured or is_saved or is_watched or state.step - checked == check_every or state.batch == in_epoch:
                 # Reading the loss waits for the device, so this is the time of the steps and of nothing else.
+                if not is_alone:
+                    self._join(losses)
                 self._check_loss(checked)
                 now = time.perf_counter()
                 state.step_seconds.append((now - tick) / (state.step - checked))
                 state.seconds += now - tick
                 self._between_steps(now, is_measured=is_measured, is_saved=is_saved)
                 checked, tick = state.step, time.perf_counter()
+
+    def _join(self, losses: Tensor) -> None:
+        """Add the mean of what all processes have summed since the last check, and hear of signals that they got."""
+        mean, self._joint_signal = self.session.processes.joined(losses, self.stop.signal_number)
+        self.session.progress.loss_sum += mean
+        losses.zero_()
 
     def _gradient_of_batch(self) -> Callable[[Tensor, Tensor], Tensor]:
         """What puts the gradient of a batch's loss into `p.grad`, clipped if asked for, and gives the loss."""
@@ -161,7 +179,8 @@ class TrainingLoop:
             "lr": self._last_lr(),
             "seconds": state.seconds,
         }
-        self.log.epoch(record)
+        with session.processes.agreed():
+            self.log.epoch(record)
         if self.watch is not None:
             self.watch.judge(state.step)
 
@@ -180,22 +199,27 @@ class TrainingLoop:
 
     def _between_steps(self, now: float, *, is_measured: bool, is_saved: bool) -> None:
         """Log, report progress, save, and stop if a signal asked for it. The state is consistent here."""
-        state = self.session.progress
+        state, processes = self.session.progress, self.session.processes
         if is_measured:
-            self.log.layers(state.step, self.session.measurements())
+            measurements = self.session.measurements()
+            with processes.agreed():
+                self.log.layers(state.step, measurements)
         if self.watch is not None:
             if is_measured:
-                self.watch.log(state.step, self.log)
+                with processes.agreed():
+                    self.watch.log(state.step, self.log)
             self.watch.act(state.step)
         if self.report is not None and now - self._reported > _PROGRESS_SECONDS:
             self.report(state.step, self.session.steps)
             self._reported = now
-        if is_saved or self.stop.signal_number:
+        # A signal that only this process has heard of waits for the next check: all must stop at the same step.
+        stop = self.stop.signal_number if processes.is_alone else self._joint_signal
+        if is_saved or stop:
             self.save()
-        if self.stop.signal_number:
+        if stop:
             raise Interrupted(
                 f"stopped at step {state.step} of {self.session.steps}; the state is saved in {self.run_dir}",
-                self.stop.signal_number,
+                stop,
             )
 
     def _judge_diverged(self) -> None:
@@ -203,7 +227,8 @@ class TrainingLoop:
         session, state = self.session, self.session.progress
         tensors = [*session.module.parameters(), *session.module.buffers()]
         state.test_loss, state.test_accuracy = float("nan"), 1.0 / session.num_classes
-        if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        has_harm = any(not bool(torch.isfinite(local_part(tensor)).all()) for tensor in tensors)
+        if not session.processes.together.any(has_harm):
             loss, accuracy = evaluate(session)
             if math.isfinite(loss):
                 state.test_loss, state.test_accuracy = loss, accuracy
@@ -245,20 +270,30 @@ def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def evaluate(session: Session) -> tuple[float, float]:
     """Mean loss and accuracy (fraction) over the labels of the test data, in evaluation mode, without gradients.
 
-    The loss is the plain cross-entropy: label smoothing belongs to training.
+    The loss is the plain cross-entropy: label smoothing belongs to training. Collective.
     """
+    processes = session.processes
+    processes.share_buffers(session.module)
     loss = torch.zeros((), device=session.fabric.device)
     correct = torch.zeros((), device=session.fabric.device, dtype=torch.int64)
     count = 0
     channels_last = session.recipe.train.channels_last
     session.model.eval()
-    with torch.inference_mode():
+    # Weights that come together in inference mode are of no use to training afterwards.
+    with torch.inference_mode(processes.is_alone), torch.no_grad():
         for images, labels in session.test.epoch(0):
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901 - the same images
+            if not len(labels):  # nothing of a small batch is left for this process, but others wait for its weights
+                session.forward(images.new_zeros((1, *images.shape[1:])))
+                continue
             logits, labels = flat(session.forward(images), labels)  # noqa: PLW2901 - the same labels
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)
     session.model.train()
-    return float(loss) / count, int(correct) / count
+    if processes.is_alone:
+        return float(loss) / count, int(correct) / count
+    own = torch.stack([loss.double(), correct.double(), torch.full_like(loss, count, dtype=torch.float64)])
+    total_loss, total_correct, total = processes.together.sum(own).tolist()
+    return total_loss / total, total_correct / total

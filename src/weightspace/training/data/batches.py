@@ -29,6 +29,15 @@ def derived_seed(purpose: str, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def part_of(count: int, rank: int, ranks: int) -> slice:
+    """The part of a batch that one of some processes computes on: as even as can be, in order.
+
+    >>> [part_of(5, rank, 2) for rank in range(2)]
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    return slice(rank * count // ranks, (rank + 1) * count // ranks)
+
+
 class Batches:
     """Batches of a data set that lives on the device as uint8.
 
@@ -84,6 +93,7 @@ class Batches:
         self.device = torch.device(device)
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self._share = (0, 1)
         self._images = images.to(self.device).contiguous()
         self._labels = labels.to(self.device)
         # (x / 255 - mean) / std as one multiplication and one addition per pixel.
@@ -96,6 +106,15 @@ class Batches:
         """Batches in an epoch."""
         full, rest = divmod(len(self._labels), self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
+
+    def share(self, rank: int, ranks: int) -> None:
+        """Serve only one process's part of every batch from now on: drawn for the whole batch, then cut.
+
+        Args:
+            rank: The process, counted from 0.
+            ranks: Processes; the parts of all of them are the batch that one process would see.
+        """
+        self._share = (rank, ranks)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Serve the batches of one epoch.
@@ -118,7 +137,11 @@ class Batches:
         order = self._order(number)
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            pixels = gather_batch(self._images, index, self._parameters(number, batch, len(index)))
+            parameters = self._parameters(number, batch, len(index))
+            if self._share != (0, 1):
+                mine = part_of(len(index), *self._share)
+                index, parameters = index[mine], None if parameters is None else parameters[:, mine]
+            pixels = gather_batch(self._images, index, parameters)
             yield torch.addcmul(self._shift, pixels.to(torch.float32), self._scale), self._labels[index]
 
     def _order(self, number: int) -> Tensor:

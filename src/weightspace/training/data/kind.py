@@ -22,6 +22,10 @@ class BatchSource(Protocol):
         """Inputs and labels of the batches from `start` on, on the source's device."""
         ...
 
+    def share(self, rank: int, ranks: int) -> None:
+        """Serve only one process's part of every batch from now on; `part_of` says which."""
+        ...
+
 
 class Data(Protocol):
     """A data set in memory: `ImageData`, `TextData`, or a class of yours with these members.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import DataError
-from weightspace.training.data.batches import derived_seed
+from weightspace.training.data.batches import derived_seed, part_of
 
 
 class TextBatches:
@@ -61,6 +61,7 @@ class TextBatches:
         self.device = torch.device(device)
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self._share = (0, 1)
         self.windows = window_count(len(tokens), context, shuffle=shuffle)
         self._rest = 0 if drop_last or shuffle else len(tokens) - 1 - self.windows * context
         if len(self) == 0:
@@ -75,6 +76,15 @@ class TextBatches:
         """Batches in an epoch."""
         full, rest = divmod(self.windows, self.batch_size)
         return full + (1 if rest and not self.drop_last else 0) + (1 if self._rest else 0)
+
+    def share(self, rank: int, ranks: int) -> None:
+        """Serve only one process's windows of every batch from now on.
+
+        Args:
+            rank: The process, counted from 0.
+            ranks: Processes; the parts of all of them are the batch that one process would see.
+        """
+        self._share = (rank, ranks)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Serve the batches of one epoch.
@@ -98,10 +108,11 @@ class TextBatches:
         whole = len(self) - (1 if self._rest else 0)
         for batch in range(start, whole):
             first = begins[batch * self.batch_size : (batch + 1) * self.batch_size]
+            first = first[part_of(len(first), *self._share)]
             window = self._tokens[first.unsqueeze(1) + self._reach].long()
             yield window[:, :-1], window[:, 1:]
         if self._rest and start <= whole:
-            window = self._tokens[-self._rest - 1 :].long().unsqueeze(0)
+            window = self._tokens[-self._rest - 1 :].long().unsqueeze(0)[part_of(1, *self._share)]
             yield window[:, :-1], window[:, 1:]
 
     def _begins(self, number: int) -> Tensor:
