@@ -71,6 +71,18 @@ def _made(kind: str) -> bytes:
         return path.read_bytes()
 
 
+@lru_cache(maxsize=1)
+def _store() -> dict[str, bytes]:
+    """The files of a good store with two samples."""
+    from weightspace.sampling import SampleStore
+
+    with tempfile.TemporaryDirectory() as name:
+        store = SampleStore(name, every=2)
+        for step in (2, 4):
+            store.offer(step, nn.Linear(3, 2))
+        return {path.name: path.read_bytes() for path in Path(name).iterdir()}
+
+
 def _pickled(source: Source, folder: Path) -> bytes:
     """A malicious pickle in place of the file."""
     sentinel = folder.parent / "ran"
@@ -135,9 +147,9 @@ def samples(source: Source, folder: Path) -> None:
     from weightspace.sampling import SampleStore
     from weightspace.sampling.store import open_chains
 
-    store = SampleStore(folder / "chain-0", every=2)
-    for step in (2, 4):
-        store.offer(step, nn.Linear(3, 2))
+    (folder / "chain-0").mkdir()
+    for name, data in _store().items():
+        (folder / "chain-0" / name).write_bytes(data)
     index = folder / "chain-0" / "samples.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     if happens(source, 2):
@@ -152,13 +164,15 @@ def samples(source: Source, folder: Path) -> None:
     for chain in open_chains(folder):
         for sample in chain:
             chain.load(sample)
-    SampleStore(folder / "chain-0", every=2).truncate(2)
+    if happens(source, 10):
+        SampleStore(folder / "chain-0", every=2).truncate(2)
 
 
 def _prepare() -> None:
     """Imports whatever is imported late, and makes the good files."""
     import weightspace.training.trained  # noqa: F401
 
+    _store()
     for kind in ("old checkpoint", "weights", "sparse", "sparse 8 bits", "shrunk"):
         _made(kind)
 

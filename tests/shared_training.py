@@ -22,10 +22,10 @@ from weightspace.training.loop import train_run
 from weightspace.training.recipe import Recipe
 
 SEED = 3
-VGG = {"name": "vgg", "options": {"widths": [4, 6], "convs_per_stage": 1, "hidden": []}}
+VGG = {"name": "vgg", "options": {"widths": [4, 6], "convs_per_stage": 1, "hidden": [], "dropout": 0.0}}
 DROPOUT = {"name": "vgg", "options": {"widths": [4, 6], "convs_per_stage": 1, "hidden": [], "dropout": 0.3}}
 RESNET = {"name": "resnet20", "options": {"width": 4}}
-TRANSFORMER = {"name": "transformer", "options": {"width": 16, "depth": 2, "heads": 2}}
+TRANSFORMER = {"name": "transformer", "options": {"width": 16, "layers": 2, "heads": 2}}
 
 
 def images() -> ImageData:
@@ -99,7 +99,7 @@ def signal_at(step: int, *, here: bool) -> Any:
     original = steps_module.TrainingLoop._join
 
     def join(loop: Any, losses: Any) -> None:
-        if here and loop.session.progress.step == step - 1:
+        if here and loop.session.progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         original(loop, losses)
 

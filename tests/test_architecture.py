@@ -50,7 +50,19 @@ GROUND = ("errors", "precision", "files")  # what every room may import
 UPPER = ("training", "integrations", "compare", "chains", "report", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
 HEAVY = (
-    *("lightning", "transformers", "ray", "lightning_fabric", "sklearn", "pydantic", "typer", "matplotlib", "pyarrow", "arviz", "safetensors"),
+    *(
+        "lightning",
+        "transformers",
+        "ray",
+        "lightning_fabric",
+        "sklearn",
+        "pydantic",
+        "typer",
+        "matplotlib",
+        "pyarrow",
+        "arviz",
+        "safetensors",
+    ),
     "weightspace.training",
 )
 # The library's own dependencies (pyproject.toml); everything else belongs to extras and so to the upper rooms.

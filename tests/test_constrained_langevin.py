@@ -717,10 +717,3 @@ def test_every_process_of_a_distributed_run_takes_the_first_ones_seed(monkeypatc
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda seeds: seeds.__setitem__(0, 77))
     assert ConstrainedLangevin([nn.Parameter(torch.zeros(2))], temperature=0.0).param_groups[0]["seed"] == 77
-
-
-def test_sharded_weights_are_refused():
-    weight = nn.Parameter(torch.zeros(2))
-    weight.device_mesh = object()
-    with pytest.raises(AttachError, match="sharded DTensor"):
-        ConstrainedLangevin([weight], temperature=0.0)

@@ -20,7 +20,7 @@ from weightspace.manifolds import Circle, Stiefel
 from weightspace.manifolds._flows import Solver
 from weightspace.optim import _langevin_circle, _langevin_flat, _langevin_stiefel
 from weightspace.optim._finite import gradients_finite
-from weightspace.optim._langevin_noise import CHUNK, LANES, NoiseSource, stream_seed
+from weightspace.optim._langevin_noise import CHUNK, LANES, NoiseSource, span_of, stream_seed
 from weightspace.optim._langevin_pace import Pace, Scheme
 from weightspace.optim._langevin_steps import angle_step, flat_step, point_step
 
@@ -72,9 +72,10 @@ def test_noise_does_not_depend_on_the_number_of_threads() -> None:
 def test_no_two_chunks_repeat_each_other_and_all_are_normal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightspace.optim._langevin_noise.CHUNK", 512)
     source = NoiseSource()
-    source.begin(0, 0, 0)
-    first = source.of_shape((3 * LANES * 512,), torch.empty(0)).clone()  # every lane goes on twice
-    source.begin(0, 0, 1)
+    span = span_of(3 * LANES)
+    source.begin(0, 0, 0, span)
+    first = source.of_shape((3 * LANES * 512,), torch.empty(0)).clone()
+    source.begin(0, 0, 1, span)
     second = source.of_shape((3 * LANES * 512,), torch.empty(0)).clone()
     rows = torch.cat([first, second]).view(-1, 512).double()
     correlation = rows @ rows.T / 512

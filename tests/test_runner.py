@@ -22,7 +22,6 @@ from weightspace.compare.opening import recipe_differences, same_spelling
 from weightspace.compare.pool import Devices, find_devices, worker_count
 from weightspace.compare.table import table_columns, table_row, table_values
 from weightspace.compare.verdict import verdict, warnings
-from weightspace.compare.worker import start_worker
 from weightspace.errors import DataError, RecipeError, RunError
 from weightspace.training.environment import usable_cores
 from weightspace.training.lock import locked
@@ -39,10 +38,13 @@ def recipe(arms: dict | None = None, **options) -> Recipe:
     return make_recipe(arms or ARMS, **({"seeds": 3, "grid": (0.01, 0.02, 0.05)} | options))
 
 
-class InlinePool:
+class InlineEngine:
     """Runs jobs at once in this process: most tests need no other one."""
 
-    def __init__(self, *_):
+    threads, shares_folders = 1, True
+
+    def __init__(self, count):
+        self.count = count
         self.jobs = []
 
     def __enter__(self):
@@ -62,14 +64,14 @@ class InlinePool:
 
 @pytest.fixture
 def inline(monkeypatch):
-    pools = []
+    engines = []
 
-    def make(*arguments):
-        pools.append(InlinePool(*arguments))
-        return pools[-1]
+    def make(_, *, workers, jobs, accelerator):
+        engines.append(InlineEngine(worker_count(workers, jobs, find_devices(accelerator))))
+        return engines[-1]
 
-    monkeypatch.setattr(runner_module, "workers_of", make)
-    return pools
+    monkeypatch.setattr(runner_module, "open_engine", make)
+    return engines
 
 
 def run(run_dir: Path, settings: Recipe | None = None, *, train=fake_training.train, **options) -> Path:
@@ -579,22 +581,6 @@ def test_the_number_of_workers():
         worker_count(0, 5, Devices(0))
 
 
-def test_workers_take_one_gpu_each_in_turn(monkeypatch):
-    import multiprocessing
-
-    import torch
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
-    monkeypatch.setattr("weightspace.compare.worker.signal.signal", lambda *_: None)
-    counter = multiprocessing.get_context("spawn").Value("i", 0)
-    given = []
-    threads = torch.get_num_threads()
-    for _ in range(3):
-        start_worker(threads, counter, ("4", "7"))
-        given.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert given == ["4", "7", "4"]
-
-
 def test_real_worker_processes_load_the_data_once_each(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNT_LOADS", str(tmp_path / "loads"))
     run(tmp_path / "run", workers=2)
@@ -605,13 +591,6 @@ def test_real_worker_processes_load_the_data_once_each(tmp_path, monkeypatch):
     assert {str(r["pid"]) for r in runs} == set(loads)
     assert os.getpid() not in {r["pid"] for r in runs}
     assert {r["threads"] for r in runs} == {max(1, usable_cores() // 2)}
-
-
-def test_a_worker_that_dies_is_reported(tmp_path):
-    with pytest.raises(
-        RunError, match=r"worker process was killed while training \(SGD, seed 0.*the same command continues"
-    ):
-        run(tmp_path, recipe({"SGD": {"tune": False}}), train=fake_training.die, workers=1)
 
 
 SCRIPT = """
@@ -637,7 +616,7 @@ def test_an_interrupt_kills_the_workers_and_keeps_what_is_finished(tmp_path, num
     script.write_text(SCRIPT.format(path=[str(Path(__file__).parent)], run=str(folder)))
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # a busy machine
         while len(workers := list(folder.glob("arms/*/final/*/pid-*"))) < 2:
             assert time.monotonic() < deadline
             assert process.poll() is None

@@ -154,7 +154,7 @@ def read_json(path: Path) -> JsonObject:
         raise RunError(f"{path} does not exist") from error
     except OSError as error:
         raise RunError(f"cannot read {path}: {reason_of(error)}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise RunError(f"{path} is damaged (not JSON: {error})") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged (it should hold a JSON object, not a {type(value).__name__})")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weightspace.chains.evaluation import evaluate_chains
 from weightspace.chains.keeper import ChainOrder, plan_of, sample_chain
 from weightspace.chains.records import SAMPLE_FILE, now, open_folder, remove_leftovers
-from weightspace.chains.worker import Ended, do_chain
-from weightspace.compare.pool import find_devices, signals, worker_count, workers_of
+from weightspace.chains.worker import Ended, do_chain, do_chain_elsewhere
+from weightspace.compare.engines import Engine, EngineChoice, Losses, WorkerLost, open_engine
+from weightspace.compare.pool import find_devices, refuse_count, signals, worker_count
 from weightspace.compare.worker import check_data, describe_data
 from weightspace.errors import RunError
 from weightspace.files import JsonObject, write_json_atomically, write_text_atomically
@@ -40,6 +39,8 @@ def run_sampling(
     *,
     workers: int | None = None,
     accelerator: str = "auto",
+    engine: str = "local",
+    engine_address: str | None = None,
     command: str = "",
     progress: Progress | None = None,
     checkpoint_every_steps: int | None = None,
@@ -55,6 +56,9 @@ def run_sampling(
         workers: Processes that sample at the same time. None: one per GPU, or one per core where there is no GPU. One
             samples in this process. The cores are shared evenly among the workers' threads.
         accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
+        engine: Who runs them: "local" or "ray", as for `run_comparison`. Chains save as they go, so all machines of a
+            Ray cluster must see `run_dir`.
+        engine_address: Of a Ray cluster that is running; None starts one on this machine.
         command: The command line, for the record.
         progress: Called about twice a second.
         checkpoint_every_steps: Save the chains every so many steps too.
@@ -74,8 +78,9 @@ def run_sampling(
         recipe = recipe.model_copy(update={"sample": SampleSettings()})
         recipe = Recipe.from_dict(recipe.to_dict(), source=f"recipe '{recipe.name}'")
     settings = recipe.sample or SampleSettings()
-    devices = find_devices(accelerator)
-    count = worker_count(workers, settings.chains, devices)
+    choice = EngineChoice(engine, engine_address)
+    choice.check(accelerator)
+    refuse_count(workers)
     with locked(run_dir, "sampling"):
         facts = open_folder(recipe, run_dir, command)
         data = load_recipe_data(recipe)
@@ -83,16 +88,21 @@ def run_sampling(
             check_data(describe_data(data), facts["data"]["checksum"])
         plan_of(recipe, data)  # a burn-in that leaves nothing is refused before anything is touched
         remove_leftovers(run_dir)
-        facts |= {"data": describe_data(data), "workers": count, "threads": max(1, usable_cores() // count)}
-        template = ChainOrder(recipe, run_dir, 0, command, checkpoint_every_steps, tensorboard, accelerator)
+        facts |= {"data": describe_data(data)}
+        folder = run_dir if engine == "local" else run_dir.resolve()  # other processes stand elsewhere
+        template = ChainOrder(recipe, folder, 0, command, checkpoint_every_steps, tensorboard, accelerator)
         running = _Running(template, data, settings.chains, progress)
         orders = running.unfinished()
-        write_json_atomically(run_dir / SAMPLE_FILE, facts)
-        if count == 1:
+        if engine == "local" and worker_count(workers, settings.chains, find_devices(accelerator)) == 1:
+            facts |= {"engine": engine, "workers": 1, "threads": usable_cores()}
+            write_json_atomically(run_dir / SAMPLE_FILE, facts)
             running.one_by_one(orders)
         elif orders:
-            with signals(run_dir, _again(command)), workers_of(count, facts["threads"], devices.cuda) as pool:
-                running.run(orders, pool, count, str(facts["data"]["checksum"]))
+            opened = open_engine(choice, workers=workers, jobs=settings.chains, accelerator=accelerator)
+            with signals(run_dir, _again(command)), opened as chosen:
+                facts |= {"engine": engine, "workers": chosen.count, "threads": chosen.threads}
+                write_json_atomically(run_dir / SAMPLE_FILE, facts)
+                running.run(orders, chosen, str(facts["data"]["checksum"]))
         if progress is not None:
             progress("judging the samples", running.total, running.total)
         facts["results"] = evaluate_chains(recipe, run_dir, data, accelerator=accelerator)
@@ -115,6 +125,7 @@ class _Running:
     progress: Progress | None
     failed: list[Ended] = field(default_factory=list[Ended])
     warned: set[str] = field(default_factory=set[str])
+    losses: Losses = field(default_factory=Losses)
 
     @property
     def steps(self) -> int:
@@ -147,32 +158,41 @@ class _Running:
                 number = int(getattr(error, "exit_code", INTERRUPTED)) - 128
                 raise Interrupted(f"{error}; {_again(order.command)} continues", number) from error
 
-    def run(self, orders: list[ChainOrder], pool: ProcessPoolExecutor, count: int, checksum: str) -> None:
-        """Keep `count` chains in the pool until all are done, or until the running ones are after a failure."""
+    def run(self, orders: list[ChainOrder], engine: Engine, checksum: str) -> None:
+        """Keep the engine's workers busy until all chains are done, or until the running ones are after a failure."""
         waiting, running = list(orders), dict[Future[Ended], ChainOrder]()
+        work = do_chain if engine.shares_folders else do_chain_elsewhere
         try:
             while running or (waiting and not self.failed):
-                while waiting and len(running) < count and not self.failed:
+                while waiting and len(running) < engine.count and not self.failed:
                     order = waiting.pop(0)
-                    running[pool.submit(do_chain, order, checksum)] = order
+                    running[engine.submit(work, order, checksum)] = order
                 finished, _ = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    ended = future.result()
-                    del running[future]
-                    self._warn(ended)
-                    if ended.error:
-                        self.failed.append(ended)
+                    order = running.pop(future)
+                    try:
+                        ended = future.result()
+                    except WorkerLost as error:
+                        ended = self._lost(order, error)
+                        waiting[:0] = [order] if ended is None else []
+                    if ended is not None:
+                        self._warn(ended)
+                        self.failed += [ended] if ended.error else []
                 self._tell([order.folder for order in running.values()])
-        except BrokenProcessPool as error:
-            raise RunError(
-                "a worker process was killed while sampling, perhaps for lack of memory; what was sampled is kept, and "
-                f"{_again(self.template.command)} continues (use fewer --workers if it happens again)"
-            ) from error
         except KeyboardInterrupt:
-            _save(pool, running)
+            engine.interrupt()  # a chain takes hours, and its last checkpoint may be an epoch old
+            wait(running, timeout=_SAVE_SECONDS)
             raise
         if self.failed:
             self._report_failures()
+
+    def _lost(self, order: ChainOrder, error: WorkerLost) -> Ended | None:
+        """How a chain ended whose worker is gone; None if it goes on from its last checkpoint."""
+        name = f"chain {order.chain}"
+        if self.losses.again(name):
+            warnings.warn(f"{name}: its worker was lost ({error}); it goes on", RuntimeWarning, stacklevel=3)
+            return None
+        return Ended(order.chain, sentence := self.losses.sentence(error), traceback=f"{sentence}\n")
 
     def _warn(self, ended: Ended) -> None:
         """Pass on what a worker warned of; sentences that differ in numbers alone only once."""
@@ -209,11 +229,3 @@ def _is_finished(order: ChainOrder) -> bool:
         return order.finished() is not None
     except RunError:  # a damaged result: `train_run` says so and goes on from the last checkpoint
         return False
-
-
-def _save(pool: ProcessPoolExecutor, running: dict[Future[Ended], ChainOrder]) -> None:
-    """Let the workers save their chains: a chain takes hours, and its last checkpoint may be an epoch old."""
-    for process in list((pool._processes or {}).values()):  # noqa: SLF001 - public only from Python 3.14 on
-        with suppress(OSError):
-            process.terminate()
-    wait(running, timeout=_SAVE_SECONDS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import traceback
 import warnings
 from dataclasses import dataclass, replace
 
 from weightspace.chains.keeper import ChainOrder, sample_chain
+from weightspace.chains.records import SAMPLE_FILE
 from weightspace.compare.worker import check_data, describe_data
 from weightspace.errors import WeightspaceError
 from weightspace.files import reason_of
@@ -47,6 +49,22 @@ def do_chain(order: ChainOrder, checksum: str) -> Ended:
         ended = _sample(order, checksum)
     told = dict.fromkeys((entry.category, str(entry.message)) for entry in caught)
     return replace(ended, told=tuple(told))
+
+
+def do_chain_elsewhere(order: ChainOrder, checksum: str) -> Ended:
+    """Sample one chain on what may be another machine, if it sees the chains' folder. Never raises.
+
+    Args:
+        order: The chain.
+        checksum: Of the data that all chains see.
+    """
+    if not (order.run_dir / SAMPLE_FILE).is_file():
+        sentence = (
+            f"the machine {platform.node()} does not see {order.run_dir}; chains save their samples and states as they "
+            "go, so choose a folder with --out that all machines of the cluster share"
+        )
+        return Ended(order.chain, sentence, traceback=f"{sentence}\n")
+    return do_chain(order, checksum)
 
 
 def _sample(order: ChainOrder, checksum: str) -> Ended:

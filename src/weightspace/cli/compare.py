@@ -12,6 +12,8 @@ import typer
 from weightspace.cli.console import print_note, progress_bar, stderr, stdout
 from weightspace.cli.options import (
     AcceleratorOption,
+    EngineAddressOption,
+    EngineOption,
     OutOption,
     RecipeArgument,
     SetOption,
@@ -38,6 +40,8 @@ def compare(
         ),
     ] = None,
     accelerator: AcceleratorOption = "auto",
+    engine: EngineOption = "local",
+    engine_address: EngineAddressOption = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -54,12 +58,12 @@ def compare(
     settings = read_recipe_option(recipe, set_)
     from weightspace.compare import comparison_table, run_comparison
     from weightspace.compare.directory import delete_comparison
+    from weightspace.compare.engines import EngineChoice
     from weightspace.compare.plan import make_plan
-    from weightspace.compare.pool import find_devices
     from weightspace.report import write_report
 
     make_plan(settings)  # a recipe without a comparison, or a missing accelerator, is refused
-    find_devices(accelerator)  # before anything is touched
+    EngineChoice(engine, engine_address).check(accelerator)  # before anything is touched
     folder = out if out is not None else Path("runs") / settings.name
     if (folder / RUN_FILE).exists():
         raise RunError(f"{folder} holds a single training run; choose another folder with --out")
@@ -70,7 +74,14 @@ def compare(
             delete_comparison(folder)
     with run_progress() as move:
         run_comparison(
-            settings, folder, workers=workers, accelerator=accelerator, command=command_line(), progress=move
+            settings,
+            folder,
+            workers=workers,
+            accelerator=accelerator,
+            engine=engine,
+            engine_address=engine_address,
+            command=command_line(),
+            progress=move,
         )
     stdout().print(comparison_table(folder))
     print_note(f"report: {write_report(folder)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from weightspace.training.environment import is_started_by_torchrun
 from weightspace.training.recipe import Recipe, load_recipe
 
 RecipeArgument = Annotated[
@@ -40,6 +42,42 @@ AcceleratorOption = Annotated[
     str,
     typer.Option("--accelerator", "--device", metavar="NAME", help="Where to train: auto, cpu, cuda or mps."),
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Who runs them: local (processes of this machine) or ray (a Ray cluster). The results are the same.",
+    ),
+]
+EngineAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine-address",
+        metavar="ADDRESS",
+        help="Of a Ray cluster that is running, such as head:6379, or auto for that of this machine.",
+        show_default="a cluster of this machine alone, which ends with the command",
+    ),
+]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        metavar="NAME",
+        help="Train with several processes: ddp (each has the whole model) or fsdp2 (each has a part of every weight).",
+        show_default=False,
+    ),
+]
+DevicesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        min=1,
+        metavar="N",
+        help="With --strategy: how many processes to start on this machine. Default: one for each GPU; torchrun's.",
+        show_default=False,
+    ),
+]
 
 
 def read_recipe_option(recipe: str, overrides: list[str] | None) -> Recipe:
@@ -53,5 +91,8 @@ def command_line() -> str:
 
 
 def command_words() -> list[str]:
-    """The command word by word."""
-    return ["weightspace", *sys.argv[1:]]
+    """The command word by word; under torchrun with what it needs on one machine."""
+    words = ["weightspace", *sys.argv[1:]]
+    if not is_started_by_torchrun():
+        return words
+    return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", *words]

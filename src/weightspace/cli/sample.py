@@ -12,6 +12,8 @@ from rich.text import Text
 from weightspace.cli.console import print_error, print_note, print_warning, progress_bar, stdout
 from weightspace.cli.options import (
     AcceleratorOption,
+    EngineAddressOption,
+    EngineOption,
     OutOption,
     RecipeArgument,
     SetOption,
@@ -42,6 +44,8 @@ def sample(
         ),
     ] = None,
     accelerator: AcceleratorOption = "auto",
+    engine: EngineOption = "local",
+    engine_address: EngineAddressOption = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--fresh", help="Go on with the chains in the folder, or delete them and start anew."),
@@ -63,10 +67,10 @@ def sample(
     folder = out if out is not None else Path("runs") / f"{settings.name}-sample"
     from weightspace.chains import run_sampling
     from weightspace.chains.records import delete_sampling
-    from weightspace.compare.pool import find_devices
+    from weightspace.compare.engines import EngineChoice
     from weightspace.report import write_report
 
-    find_devices(accelerator)  # before anything is touched
+    EngineChoice(engine, engine_address).check(accelerator)  # before anything is touched
     if not resume:
         with locked(folder, "sampling"):  # one that is sampling in there keeps its files
             delete_sampling(folder)
@@ -76,6 +80,8 @@ def sample(
             folder,
             workers=workers,
             accelerator=accelerator,
+            engine=engine,
+            engine_address=engine_address,
             command=command_line(),
             progress=move,
             checkpoint_every_steps=checkpoint_every,

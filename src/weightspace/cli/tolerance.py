@@ -13,6 +13,8 @@ from weightspace.cli.compare import run_progress
 from weightspace.cli.console import print_note, stdout
 from weightspace.cli.options import (
     AcceleratorOption,
+    EngineAddressOption,
+    EngineOption,
     OutOption,
     RecipeArgument,
     SetOption,
@@ -61,6 +63,8 @@ def tolerance(
         typer.Option(min=1, metavar="N", help="Processes that train at the same time.", show_default="one per core"),
     ] = None,
     accelerator: AcceleratorOption = "auto",
+    engine: EngineOption = "local",
+    engine_address: EngineAddressOption = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--fresh", help="Keep the finished runs of this sweep, or delete it and start anew."),
@@ -72,30 +76,38 @@ def tolerance(
     tolerance.png and tolerance.json to DIR (default: runs/NAME-tolerance). The recipe should train briefly: see --set
     train.epochs. After an interruption the same command, without --fresh, goes on where it stopped.
     """
+    from weightspace.compare.engines import EngineChoice
+
     settings = with_sweep(read_recipe_option(recipe, set_), rule, strengths, gates, seeds)
     folder = out if out is not None else Path("runs") / f"{settings.name}-tolerance"
-    _prepare(settings, folder, accelerator, resume=resume)
+    EngineChoice(engine, engine_address).check(accelerator)  # before anything is touched
+    _prepare(settings, folder, resume=resume)
     from weightspace.compare.tolerance import run_tolerance
     from weightspace.report.tolerance import write_tolerance
 
     with run_progress() as move:
         found = run_tolerance(
-            settings, folder, workers=workers, accelerator=accelerator, command=command_line(), progress=move
+            settings,
+            folder,
+            workers=workers,
+            accelerator=accelerator,
+            engine=engine,
+            engine_address=engine_address,
+            command=command_line(),
+            progress=move,
         )
     page = write_tolerance(found, folder)
     _tell(found)
     print_note(f"page: {page}")
 
 
-def _prepare(settings: Recipe, folder: Path, accelerator: str, *, resume: bool) -> None:
+def _prepare(settings: Recipe, folder: Path, *, resume: bool) -> None:
     """Refuse what cannot be run before anything is touched; then delete an earlier sweep if asked to."""
     from weightspace.compare._sweep import sweep_of
     from weightspace.compare.directory import delete_comparison
-    from weightspace.compare.pool import find_devices
     from weightspace.training.lock import locked
 
     sweep_of(settings)
-    find_devices(accelerator)
     if (folder / RUN_FILE).exists():
         raise RunError(f"{folder} holds a single training run; choose another folder with --out")
     if not resume:

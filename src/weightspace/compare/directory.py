@@ -20,6 +20,7 @@ from weightspace.files import delete_leftovers, reason_of
 ERRORS_FILE = "errors.txt"
 ARMS_FOLDER = "arms"
 SUPERSEDED_FOLDER = "superseded"
+INCOMING_FOLDER = ".incoming"  # files of a run that was trained elsewhere, until all of them are there
 _WRITTEN_UNDER_LOCK = (COMPARE_FILE, ERRORS_FILE, "table.json", "table.md")
 # What a comparison writes: `delete_comparison` deletes these and nothing else.
 _FILES = (*_WRITTEN_UNDER_LOCK, "report.html", "tolerance.json", "tolerance.md", "tolerance.png")
@@ -34,6 +35,7 @@ def remove_leftovers(run_dir: Path) -> None:
     left goes when its run is trained again.
     """
     delete_leftovers(run_dir, *_WRITTEN_UNDER_LOCK)
+    shutil.rmtree(run_dir / INCOMING_FOLDER, ignore_errors=True)
 
 
 def strangers(run_dir: Path) -> list[str]:

@@ -1,19 +1,16 @@
-"""The processes of a comparison: how many, with which GPU, and how they end."""
+"""The workers of a comparison: how many, with which GPU, and the signals that stop them."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from weightspace.compare.worker import start_worker
 from weightspace.errors import RecipeError, RunError
 from weightspace.training.environment import usable_cores
 from weightspace.training.interrupt import Interrupted
@@ -23,24 +20,6 @@ _ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 
 class ComparisonInterrupted(Interrupted):
     """A signal stopped the comparison; everything finished is on disk. `exit_code` is what a shell expects."""
-
-
-@contextmanager
-def workers_of(count: int, threads: int, devices: tuple[str, ...]) -> Generator[ProcessPoolExecutor, None, None]:
-    """A pool of spawned processes that is killed at once when the body raises, and ends in peace otherwise."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        count, mp_context=context, initializer=start_worker, initargs=(threads, context.Value("i", 0), devices)
-    )
-    try:
-        yield pool
-    except BaseException:
-        # Public only from Python 3.14 on (kill_workers).
-        for process in list((pool._processes or {}).values()):  # noqa: SLF001
-            process.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown(wait=True)
 
 
 @contextmanager
@@ -76,9 +55,14 @@ def worker_count(asked: int | None, jobs: int, devices: Devices) -> int:
     Raises:
         RunError: Fewer than one is asked for.
     """
+    refuse_count(asked)
+    return min(asked or devices.count or usable_cores(), jobs)
+
+
+def refuse_count(asked: int | None) -> None:
+    """Raises RunError for fewer than one worker."""
     if asked is not None and asked < 1:
         raise RunError(f"a comparison needs at least one worker, got {asked}; leave it out for one per core or GPU")
-    return min(asked or devices.count or usable_cores(), jobs)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,23 @@
-"""Runs a comparison: jobs in persistent worker processes, resumable at any moment.
+"""Runs a comparison: jobs handed to an engine's workers, resumable at any moment.
 
 A job's folder holds a whole `result.json` or does not count; so nothing has to be undone when the comparison is
-interrupted, a worker dies or the machine loses power.
+interrupted or the machine loses power, and a run whose worker dies is done again.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightspace.compare.directory import ERRORS_FILE, remove_leftovers
+from weightspace.compare.engines import Engine, EngineChoice, Losses, WorkerLost, open_engine
 from weightspace.compare.opening import open_comparison
 from weightspace.compare.plan import Job, make_plan
-from weightspace.compare.pool import find_devices, signals, worker_count, workers_of
+from weightspace.compare.pool import refuse_count, signals
 from weightspace.compare.records import COMPARE_FILE, chance_of, now, read_result
 from weightspace.compare.schedule import Schedule
 from weightspace.compare.table import write_tables
@@ -27,12 +27,14 @@ from weightspace.compare.worker import (
     Outcome,
     TrainFunction,
     check_data,
+    deliver,
     describe_data,
     do_job,
+    do_job_elsewhere,
 )
 from weightspace.errors import RunError
 from weightspace.files import JsonObject, write_json_atomically, write_text_atomically
-from weightspace.training.environment import usable_cores, versions
+from weightspace.training.environment import versions
 from weightspace.training.lock import locked
 from weightspace.training.loop import train_run
 from weightspace.training.recipe import Recipe
@@ -49,6 +51,8 @@ def run_comparison(
     *,
     workers: int | None = None,
     accelerator: str = "auto",
+    engine: str = "local",
+    engine_address: str | None = None,
     command: str = "",
     progress: Progress | None = None,
     train: TrainFunction = train_run,
@@ -62,6 +66,9 @@ def run_comparison(
         workers: Processes that train at the same time. None: one per GPU, or one per CPU core where there is no GPU.
             The cores are shared evenly among the workers' threads.
         accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
+        engine: Who runs them: "local" (processes of this machine) or "ray" (a Ray cluster). The results are the same.
+        engine_address: Of a Ray cluster that is running, such as `host:6379` or `auto`; None starts one on this machine
+            for the comparison.
         command: The command line, for the report.
         progress: Called after every finished run with (what happened, finished runs, all runs).
         train: Trains one run; must be importable by name, as it goes to other processes.
@@ -71,29 +78,33 @@ def run_comparison(
         `run_dir`, which now holds `compare.json`, `arms/`, `table.json` and `table.md`.
 
     Raises:
-        RecipeError: The recipe describes no comparison, or one whose arms do not share their images; or this machine
-            does not have the accelerator.
+        RecipeError: The recipe describes no comparison, or one whose arms do not share their images; there is no such
+            engine or accelerator.
         DataError: The data are not there or damaged. They are loaded once before the first worker starts.
         RunError: The folder belongs to another recipe or cannot be written; a run failed (its traceback is in
-            `errors.txt`); a worker process died.
+            `errors.txt`); the worker of one run was lost three times; the engine is not there.
         ComparisonInterrupted: Ctrl-C or SIGTERM; the same command continues.
     """
     total = make_plan(recipe).total  # a recipe without a comparison is refused before anything is touched
-    devices = find_devices(accelerator)
-    count = worker_count(workers, total, devices)
-    threads = max(1, usable_cores() // count)
+    choice = EngineChoice(engine, engine_address)
+    choice.check(accelerator)
+    refuse_count(workers)
     if accelerator != "auto":
         train = functools.partial(train, accelerator=accelerator)
     again = "the same command" + (" without --fresh" if "--fresh" in command.split() else "")
     with locked(run_dir, "running a comparison"), signals(run_dir, again):
         remove_leftovers(run_dir)
         session = {"at": now(), "command": command, "versions": versions(), "accelerator": accelerator}
-        facts = open_comparison(recipe, run_dir, session) | {"workers": count, "threads": threads}
+        facts = open_comparison(recipe, run_dir, session)
         comparison = _Running(run_dir, facts, train, load, progress, again)
         schedule = comparison.schedule()
         if schedule:
-            with workers_of(count, threads, devices.cuda) as pool:
-                comparison.run(schedule, pool, count)
+            with open_engine(choice, workers=workers, jobs=total, accelerator=accelerator) as chosen:
+                facts |= {"engine": engine, "workers": chosen.count, "threads": chosen.threads}
+                write_json_atomically(run_dir / COMPARE_FILE, facts)
+                comparison.run(schedule, chosen)
+        if comparison.losses.counts:
+            facts["lost_workers"] = comparison.losses.counts
         facts["finished"] = now()
         write_json_atomically(run_dir / COMPARE_FILE, facts)
         write_tables(run_dir)
@@ -113,6 +124,7 @@ class _Running:
     done: int = 0
     data_checked: bool = False
     failed: list[Outcome] = field(default_factory=list[Outcome])
+    losses: Losses = field(default_factory=Losses)
 
     def __post_init__(self) -> None:
         self.plan = make_plan(Recipe.from_dict(self.facts["recipe"]), self.facts["slugs"])
@@ -130,28 +142,36 @@ class _Running:
             (self.run_dir / ERRORS_FILE).unlink(missing_ok=True)
         return schedule
 
-    def run(self, schedule: Schedule, pool: ProcessPoolExecutor, count: int) -> None:
-        """Keep `count` jobs in the pool until all are done, or until the running ones are after a failure."""
+    def run(self, schedule: Schedule, engine: Engine) -> None:
+        """Keep the engine's workers busy until all is done, or until the running jobs are after a failure."""
         running: dict[Future[Outcome], Job] = {}
+        work = do_job if engine.shares_folders else do_job_elsewhere
         self._tell(f"{self.done} of {self.plan.total} runs were finished before" if self.done else "starting")
-        try:
-            while running or (schedule and not self.failed):
-                while schedule and len(running) < count and not self.failed:
-                    job = schedule.take()
-                    running[pool.submit(do_job, self._order(job))] = job
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(finished, key=lambda future: running[future].order):
+        while running or (schedule and not self.failed):
+            while schedule and len(running) < engine.count and not self.failed:
+                job = schedule.take()
+                running[engine.submit(work, self._order(job))] = job
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(finished, key=lambda future: running[future].order):
+                job = running.pop(future)
+                try:
                     outcome = future.result()
-                    del running[future]
+                except WorkerLost as error:
+                    self._lost(job, error, schedule)
+                else:
                     self._collect(outcome, schedule)
-        except BrokenProcessPool as error:
-            names = "; ".join(job.name for job in running.values())
-            raise RunError(
-                f"a worker process was killed while training ({names}), perhaps for lack of memory; "
-                f"finished runs are kept, and {self.again} continues (use fewer --workers if it happens again)"
-            ) from error
         if self.failed:
             self._report_failures()
+
+    def _lost(self, job: Job, error: WorkerLost, schedule: Schedule) -> None:
+        """A run whose worker is gone is done again, a few times."""
+        if self.losses.again(job.name):
+            self._tell(f"{job.name}: its worker was lost ({error}); the run is done again")
+            schedule.again(job)
+        else:
+            sentence = self.losses.sentence(error)
+            self.failed.append(Outcome(job, error=sentence, traceback=f"{sentence}\n"))
+            self._tell(f"FAILED {job.name}: {sentence}")
 
     def _load_data(self) -> None:
         """Load the images once before any worker does: what is wrong with them is one sentence at the start.
@@ -170,6 +190,8 @@ class _Running:
             self.failed.append(outcome)
             self._tell(f"FAILED {outcome.job.name}: {outcome.error}")
             return
+        if outcome.files:
+            deliver(outcome, self.run_dir)
         self.done += 1
         self._tell(f"{outcome.job.name}: {_summary(read_result(self.run_dir, outcome.job) or {})}")
         schedule.finished(outcome.job)

@@ -48,6 +48,10 @@ class Schedule:
         """The next run to start; it is not handed out again."""
         return heapq.heappop(self._ready)[-1]
 
+    def again(self, job: Job) -> None:
+        """Hand out a run once more whose worker was lost: before all that come after it."""
+        heapq.heappush(self._ready, (job.order, -1, job))
+
     def finished(self, job: Job) -> None:
         """Count a run that has its whole result now, and add the arm's final runs behind its last tuning run."""
         self.done += 1

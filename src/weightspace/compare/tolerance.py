@@ -185,6 +185,8 @@ def run_tolerance(
     *,
     workers: int | None = None,
     accelerator: str = "auto",
+    engine: str = "local",
+    engine_address: str | None = None,
     command: str = "",
     progress: Progress | None = None,
     train: TrainFunction = train_run,
@@ -200,6 +202,8 @@ def run_tolerance(
         run_dir: Folder of the sweep: empty, missing, or one where this recipe was started before.
         workers: Processes that train at the same time; this and the others as for `run_comparison`.
         accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps".
+        engine: "local" or "ray".
+        engine_address: Of a Ray cluster that is running.
         command: The command line, for the report.
         progress: Called after every finished run.
         train: Trains one run.
@@ -217,6 +221,8 @@ def run_tolerance(
         run_dir=run_dir,
         workers=workers,
         accelerator=accelerator,
+        engine=engine,
+        engine_address=engine_address,
         command=command,
         progress=progress,
         train=train,

@@ -10,19 +10,19 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightspace.compare.directory import set_aside
+from weightspace.compare.directory import INCOMING_FOLDER, set_aside
 from weightspace.compare.plan import HOLD_OUT_SEED, Job
 from weightspace.compare.records import finished_run, read_result
 from weightspace.errors import RunError, WeightspaceError
-from weightspace.files import JsonObject, reason_of
+from weightspace.files import JsonObject, reason_of, write_bytes_atomically
 from weightspace.training.data import Data
 from weightspace.training.recipe import Recipe
 
@@ -56,29 +56,33 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: a whole result in its folder, or the error's one sentence and its traceback."""
+    """What came of a job: a whole result in its folder, or the error's one sentence and its traceback.
+
+    Attributes:
+        job: The job.
+        error: The sentence; empty for none.
+        traceback: Of the error.
+        files: Of the job's folder, by name and `/`, when it was done where the comparison's folder is not.
+    """
 
     job: Job
     error: str = ""
     traceback: str = ""
+    files: tuple[tuple[str, bytes], ...] = ()
 
 
-def start_worker(threads: int, counter: Synchronized[int], devices: tuple[str, ...]) -> None:
+def start_worker(threads: int, gpu: str | None) -> None:
     """Prepare a worker process: threads, its own GPU, no Ctrl-C, and an end when the parent ends.
 
     Args:
         threads: Threads that torch may use in this process.
-        counter: Shared number of workers started so far.
-        devices: GPUs to hand out in turn, as `CUDA_VISIBLE_DEVICES` writes them; empty for none.
+        gpu: The GPU that it may use, as `CUDA_VISIBLE_DEVICES` writes it; None for all or none.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if devices:
-        with counter.get_lock():
-            number = counter.value
-            counter.value += 1
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     import torch
 
     torch.set_num_threads(threads)
@@ -102,16 +106,65 @@ def do_job(order: Order) -> Outcome:
     return Outcome(job)
 
 
+def do_job_elsewhere(order: Order) -> Outcome:
+    """Train one job in a temporary folder and bring its files along: for workers that may be on other machines.
+
+    A worker that is lost, or only seems to be, has then written nothing where another one trains the same job.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="weightspace-") as folder:
+            outcome = do_job(replace(order, run_dir=Path(folder)))
+            root = Path(folder) / order.job.directory
+            paths = [] if outcome.error else [path for path in sorted(root.rglob("*")) if path.is_file()]
+            files = tuple((path.relative_to(root).as_posix(), path.read_bytes()) for path in paths)
+    except OSError as error:
+        return Outcome(order.job, error=reason_of(error), traceback=traceback.format_exc())
+    return replace(outcome, files=files)
+
+
+def deliver(outcome: Outcome, run_dir: Path) -> None:
+    """Put the files that a job brought along into its folder, all of them or none.
+
+    Raises:
+        RunError: They cannot be written, or their names lead elsewhere.
+    """
+    directory = run_dir / outcome.job.directory
+    incoming = run_dir / INCOMING_FOLDER
+    try:
+        shutil.rmtree(incoming, ignore_errors=True)
+        for name, content in outcome.files:
+            path = incoming / name
+            if not path.resolve().is_relative_to(incoming.resolve()):
+                raise RunError(f"the run '{outcome.job.name}' brought a file named '{name}', which is none of its own")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomically(path, content)
+        make_room(run_dir, outcome.job)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        incoming.rename(directory)
+    except OSError as error:
+        raise RunError(f"cannot write the files of '{outcome.job.name}' to {directory}: {reason_of(error)}") from error
+
+
+def make_room(run_dir: Path, job: Job) -> None:
+    """Empty a job's folder: what an interrupted run left is deleted, a finished run of other settings set aside.
+
+    Raises:
+        OSError: It cannot be deleted or moved.
+    """
+    directory = run_dir / job.directory
+    if finished_run(directory) is not None:
+        set_aside(run_dir, job.directory)
+    elif directory.exists():
+        shutil.rmtree(directory)
+
+
 def _train(order: Order) -> None:
     job = order.job
     data = _data_of(order)
     if job.stage == "tune":
         data = data.hold_out(order.validation_fraction, seed=HOLD_OUT_SEED)
     directory = order.run_dir / job.directory
-    if finished_run(directory) is not None:
-        set_aside(order.run_dir, job.directory)
-    elif directory.exists():
-        shutil.rmtree(directory)
+    make_room(order.run_dir, job)
     order.train(job.recipe, directory, seed=job.seed, data=data)
     if read_result(order.run_dir, job) is None:
         raise RunError(f"training ended without a whole result.json in {directory}")

@@ -22,6 +22,7 @@ from weightspace.errors import CompressError
 from weightspace.files import write_bytes_atomically
 
 _CHANGES = "changes"
+_MOST = 1 << 40  # no layer has more channels; a longer number would fail somewhere in torch
 
 
 def save_shrunk(small: nn.Module, model: nn.Module, path: str | Path, *, bits: Bits = None) -> Path:
@@ -73,14 +74,18 @@ def load_shrunk(model: nn.Module, path: str | Path) -> nn.Module:
         if name not in modules:
             raise CompressError(f"{path} belongs to another model: this one has no {name}")
         for attribute, value in numbers.items():
-            if not isinstance(getattr(modules[name], attribute, None), int):
+            present = vars(modules[name]).get(attribute)  # no property, no flag such as `training`
+            if not isinstance(present, int) or isinstance(present, bool):
                 raise CompressError(f"{path} belongs to another model: {name} has no number {attribute}")
             setattr(modules[name], attribute, value)
     for key, tensor in state.items():
         owner, _, leaf = key.rpartition(".")
         if owner not in modules:
             raise CompressError(f"{path} belongs to another model: this one has no {owner}")
-        _resize(modules[owner], leaf, tensor)
+        try:
+            _resize(modules[owner], leaf, tensor)
+        except (RuntimeError, KeyError) as error:  # integers as a parameter; a name that is taken
+            raise CompressError(f"{path} belongs to another model: {key} cannot be {tensor.dtype} there") from error
     try:
         small.load_state_dict(state)
     except RuntimeError as error:
@@ -118,6 +123,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Mapping[str, int]
         raise CompressError(f"{path} holds no shrunk model but a whole one; read it with load_sparse()")
     try:
         changes = json.loads(header[_CHANGES])
-        return state, {str(name): {str(k): int(v) for k, v in numbers.items()} for name, numbers in changes.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        return state, {str(name): {str(k): _whole(v) for k, v in numbers.items()} for name, numbers in changes.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CompressError(f"{path} is damaged: its list of changes cannot be read ({error})") from error
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -_MOST <= value <= _MOST:
+        raise ValueError(f"{value!r} is no size")
+    return value

@@ -7,6 +7,7 @@ docs/compress/sparse-files.md describes the format.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from weightspace.errors import CompressError
 from weightspace.files import write_bytes_atomically
 from weightspace.kernels import unwrap
 from weightspace.kernels.printing import as_text
+
+
+# What a file may declare whatever its length, and how many times its length it may declare beyond that.
+_FREE = 256 << 20
+_TIMES = 1000
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
 def read_sparse(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state and the file's metadata; errors as of `load_sparse`."""
     records, parts, header = from_file(path)
+    _check_size(path, records)
     state: dict[str, Tensor] = {}
     for name, record in records.items():
         try:
@@ -152,10 +159,30 @@ def read_sparse(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 continue
             own = {suffix: parts[name + suffix] for suffix in ("", VALUES, PLACES, SCALES) if name + suffix in parts}
             state[name] = decode(record, own)
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise CompressError(f"{path} is damaged at {name}: {reason}; get a whole copy.") from error
     return state, header
+
+
+def _check_size(path: Path, records: Mapping[str, Any]) -> None:
+    """Refuse a small file that declares a huge model, before any of it is made: zeros cost nothing in a file.
+
+    Raises:
+        CompressError: It declares more than `_FREE` bytes and `_TIMES` its own length.
+    """
+    declared = 0
+    for record in records.values():
+        shape = cast("dict[str, Any]", record).get("shape") if isinstance(record, dict) else None
+        if isinstance(shape, list) and all(isinstance(size, int) for size in cast("list[object]", shape)):
+            width = DTYPES.get(str(cast("dict[str, Any]", record).get("dtype")), torch.float64).itemsize
+            declared += abs(math.prod(cast("list[int]", shape))) * width
+    length = path.stat().st_size
+    if declared > max(_FREE, _TIMES * length):
+        raise CompressError(
+            f"{path} has {length:,} bytes and declares tensors of {min(declared, 1 << 62):,} bytes or more, which no network's zeros "
+            "explain; get a whole copy."
+        )
 
 
 def content_of(

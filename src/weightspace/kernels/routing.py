@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from weightspace.errors import SelectionError
 from weightspace.kernels.parameters import ParameterInfo
@@ -119,9 +120,18 @@ def _verdict(rule: Rule, info: ParameterInfo, is_held: bool) -> tuple[str, View 
     if refusal is not None:
         return refusal, None
     try:
-        return "", rule.view_for(info)
+        return "", rule.view_for(_whole(info))
     except SelectionError as error:
         return str(error), None
+
+
+def _whole(info: ParameterInfo) -> ParameterInfo:
+    """Views depend on the shape of the whole weight; of a DTensor no process need hold it."""
+    weight = info.parameter
+    if not hasattr(weight, "device_mesh"):
+        return info
+    like = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")
+    return replace(info, parameter=nn.Parameter(like, requires_grad=weight.requires_grad))
 
 
 def _nothing_selected(rule: Rule, index: int, routes: tuple[Route, ...]) -> str:

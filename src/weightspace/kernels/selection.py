@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,9 @@ from typing import Any
 from weightspace.errors import SelectionError
 from weightspace.kernels._identity import identity
 from weightspace.kernels.parameters import ParameterInfo
+
+
+_LONGEST, _SHOWN = 4000, 200  # characters
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,18 @@ def parse(text: str) -> Selection:
     """
     if not isinstance(text, str):
         raise SelectionError(f"parse() reads a selection from text such as 'convs & ~head'; got {text!r}.")
+    if len(text) > _LONGEST:
+        raise SelectionError(f"The selection {text[:_SHOWN]!r}... has {len(text):,} characters; none has {_LONGEST:,}.")
     try:
-        return _build(ast.parse(text.strip(), mode="eval").body, text)
-    except (SyntaxError, ValueError) as error:  # ValueError: a null byte; a SelectionError is one as well
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of "1x": the sentence below says more
+            return _build(ast.parse(text.strip(), mode="eval").body, text)
+    # ValueError: a null byte; a SelectionError is one as well. The last two: nested too deep.
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, SelectionError):
             raise
-        raise SelectionError(f"The selection {text!r} cannot be read: {getattr(error, 'msg', error)}.") from error
+        reason = getattr(error, "msg", error) or "it is nested too deep"
+        raise SelectionError(f"The selection {text[:_SHOWN]!r} cannot be read: {reason}.") from error
 
 
 def _build(node: ast.expr, text: str) -> Selection:

@@ -11,6 +11,7 @@ from typing import Any
 from weightspace.errors import RuleError, nearest
 from weightspace.manifolds.base import Manifold
 
+_LONGEST, _SHOWN = 4000, 200  # characters
 _KNOWN: dict[str, type[Manifold]] = {}
 
 
@@ -34,15 +35,19 @@ def parse(text: str) -> Manifold:
     """
     if not isinstance(text, str):
         raise RuleError(f"parse() reads a manifold from text such as 'sphere(filter)'; got {text!r}.")
+    if len(text) > _LONGEST:
+        raise RuleError(f"The manifold {text[:_SHOWN]!r}... has {len(text):,} characters; none has {_LONGEST:,}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of "1x": the sentence below says more
             tree = ast.parse(text.strip(), mode="eval")
         return _build(tree.body, text)
-    except (SyntaxError, ValueError, TypeError) as error:  # ValueError: a null byte; a RuleError is one as well
+    # ValueError: a null byte; a RuleError is one as well. The last three: nested too deep, or a number of 400 digits.
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
         if isinstance(error, RuleError):
             raise
-        raise RuleError(f"The manifold {text!r} cannot be read: {getattr(error, 'msg', error)}.") from error
+        reason = getattr(error, "msg", error) or "it is nested too deep"
+        raise RuleError(f"The manifold {text[:_SHOWN]!r} cannot be read: {reason}.") from error
 
 
 def _build(node: ast.expr, text: str) -> Manifold:

@@ -23,7 +23,7 @@ from weightspace.sharding import ALONE, Together
 
 Number = float | torch.Tensor
 Pair = tuple[torch.Tensor, torch.Tensor]
-_OPENED, _ASKED, _AVERAGE = "gate.opened", "gate.asked", "gate.average"
+_OPENED, _ASKED, _AVERAGE, _COSINE = "gate.opened", "gate.asked", "gate.average", "gate.cosine"
 
 
 @dataclass(eq=False)
@@ -74,6 +74,8 @@ class Gated:
         if self.is_ungated:
             return {}
         state = {_OPENED: self.opened.clone(), _ASKED: torch.tensor(self.asked)}
+        if self.cosine is not None:
+            state[_COSINE] = self.cosine.clone()
         return state if self.average is None else {**state, _AVERAGE: parts.shared(self.info, self.average.clone())}
 
     def load(self, state: Mapping[str, torch.Tensor], parts: Parts) -> None:
@@ -83,6 +85,8 @@ class Gated:
             return
         self.opened.copy_(torch.as_tensor(state[_OPENED]))
         self.asked = int(state[_ASKED])
+        cosine = state.get(_COSINE)
+        self.cosine = None if cosine is None else torch.as_tensor(cosine).detach().clone().to(self.opened.device)
         average = state.get(_AVERAGE)
         if self.average is not None and average is not None and average.shape == self.info.held.shape:
             self.average.copy_(parts.taken(self.info, average))

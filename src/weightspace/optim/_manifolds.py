@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,13 @@ class Manifolds:
     Attributes:
         tasks: One for each constrained weight.
         moved: How far weights were moved onto their manifolds from outside, relative to their norms, by name.
+        fallbacks_before: Points that needed an exact retraction before the run went on from a state, by weight.
     """
 
     def __init__(self) -> None:
         self.tasks: list[ManifoldTask] = []
         self.moved: dict[str, float] = {}
+        self.fallbacks_before: dict[str, int] = {}
         self._names: list[tuple[str, bool]] = []
         self._open: list[ManifoldTask] = []
 
@@ -179,10 +181,16 @@ class Manifolds:
         """Points that needed an exact retraction, by weight."""
         found = {task.info.name: task.fallbacks for task in self.tasks}
         split = [name for name, is_split in self._names if is_split]
-        if together.is_alone or not split:
-            return found
-        own = torch.tensor([found.get(name, 0) for name in split], dtype=torch.float64)
-        return {**found, **{name: int(n) for name, n in zip(split, together.sum(own).tolist(), strict=True)}}
+        if split and not together.is_alone:
+            own = torch.tensor([found.get(name, 0) for name in split], dtype=torch.float64)
+            found |= {name: int(n) for name, n in zip(split, together.sum(own).tolist(), strict=True)}
+        return {name: number + self.fallbacks_before.get(name, 0) for name, number in found.items()}
+
+    def load_fallbacks(self, found: Mapping[str, int]) -> None:
+        """Counts on from what `fallbacks` gave."""
+        self.fallbacks_before = {name: int(number) for name, number in found.items()}
+        for task in self.tasks:
+            task.fallbacks = 0
 
     def measure(self, step: int) -> list[PropertyCheck]:
         """One check for each constrained weight."""

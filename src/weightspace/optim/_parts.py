@@ -25,7 +25,6 @@ from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Manifold
-from weightspace.optim._stand_ins import writes
 from weightspace.optim._transform import Swap
 from weightspace.penalties import Penalty, WeightPenalty
 from weightspace.sharding import (
@@ -55,7 +54,8 @@ class Part:
         rules: Those that act on the weight.
         stand_in: Receives this process's rows of a whole part's stand-in.
         states: Whole state tensors of the optimizer, on the owner, by name.
-        writes: How often this process's rows had been written to when all processes knew them last.
+        known: This process's rows of a constrained weight when all processes knew them last. Not how often they were
+            written to: what torch.distributed.checkpoint loads in place is not counted.
         wrapped: The DTensor around the stand-in, and what it was made of.
     """
 
@@ -65,7 +65,7 @@ class Part:
     rules: tuple[Rule, ...]
     stand_in: torch.Tensor
     states: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-    writes: int = -1
+    known: torch.Tensor | None = None
     wrapped: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -229,7 +229,9 @@ class Parts:
 
     def _ask_written(self) -> bool:
         kept = [part for part in self.parts if part.is_constrained]
-        return bool(kept) and self.together.any(any(p.writes != writes(p.local) for p in kept))
+        return bool(kept) and self.together.any(
+            any(p.known is None or not torch.equal(p.known, p.local) for p in kept)
+        )
 
     @torch.no_grad()
     def pull_weights(self) -> None:
@@ -242,7 +244,8 @@ class Parts:
         moved = [part for part in self.parts if part.moves_after]
         self.exchange.scatter([i for p in moved for i in p.item(p.local, p.info.parameter.detach())])
         for part in moved:
-            part.writes = writes(part.local)
+            if part.is_constrained:
+                part.known = part.local.clone() if part.known is None else part.known.copy_(part.local)
 
     @torch.no_grad()
     def stand_ins(self, swaps: Iterable[Swap], lent: Iterable[str]) -> list[Swap]:

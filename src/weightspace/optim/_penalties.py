@@ -28,7 +28,9 @@ from weightspace.optim._operator_penalties import Addition, PenaltyTask, raise_g
 from weightspace.optim._parts import Parts
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.optim._weight_penalties import Watch, WeightTask, first_look, settle
-from weightspace.penalties import Memory, Penalty, WeightPenalty
+from weightspace.penalties import Memory, OperatorPenalty, Penalty, WeightPenalty
+
+_LATEST = "latest"  # beside the names of what penalties remember
 
 
 class Penalties:
@@ -56,6 +58,7 @@ class Penalties:
     def build(self, rules: Sequence[Rule], routes: Iterable[Route], parts: Parts) -> None:
         """Takes over a routing; weights that were known keep what is remembered of them."""
         self._parts = parts
+        routes = tuple(routes)
         tasks = [
             self._task(route.info, index, rule)
             for route in routes
@@ -66,7 +69,14 @@ class Penalties:
         self.weight_tasks = [task for task in tasks if isinstance(task, WeightTask)]
         self._know_reach()
         self.needs_closure = any(task.penalty.gate.looks_at == "lookahead" for task in tasks)
-        self.sizes.watch(t.info for t in self.tasks if t.rule.needs_size and t.rule.input_size is None)
+        # Also of layers that are frozen or in no group yet: when they join, a forward pass has gone through already.
+        self.sizes.watch(
+            route.info
+            for route in routes
+            for rule in rules
+            if isinstance(rule, OperatorPenalty) and rule.needs_size and rule.input_size is None
+            if rule.selection(route.info) and rule.refusal(route.info) is None
+        )
 
     def _task(self, info: ParameterInfo, index: int, penalty: Penalty) -> PenaltyTask | WeightTask:
         known = self._known.get((info.name, index))
@@ -145,11 +155,7 @@ class Penalties:
     ) -> dict[int, torch.Tensor]:
         """The gradients of a second backward pass, by weight, where a gate that is asked at this step needs them."""
         jobs = [*additions, *self._due]
-        moves = [
-            (_task_of(job).info, job.move)
-            for job in jobs
-            if _task_of(job).penalty.gate.looks_at == "lookahead"
-        ]
+        moves = [(_task_of(job).info, job.move) for job in jobs if _task_of(job).penalty.gate.looks_at == "lookahead"]
         return look_ahead(again, model, optimizer, moves, self._parts) if moves and again is not None else {}
 
     def look(
@@ -256,7 +262,7 @@ class Penalties:
         """What penalties and gates remember, by parameter and index of the rule: tensors only."""
         state: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
         for task in self.all_tasks:
-            vectors = task.memory.vectors if isinstance(task, PenaltyTask) else {"reach": task.reach}
+            vectors = _kept(task) if isinstance(task, PenaltyTask) else {"reach": task.reach}
             kept = {**{key: vector.clone() for key, vector in vectors.items()}, **task.state(self._parts)}
             state.setdefault(task.info.name, {})[str(task.index)] = kept
         return self._known_to_all(state)
@@ -268,7 +274,7 @@ class Penalties:
         hidden = [task for task in self.tasks if task.info.is_split]
         if not hidden:
             return state
-        own = {f"{t.info.name} {t.index}": {k: v.cpu() for k, v in t.memory.vectors.items()} for t in hidden if t.is_here}
+        own = {f"{t.info.name} {t.index}": {k: v.cpu() for k, v in _kept(t).items()} for t in hidden if t.is_here}
         found = {key: vectors for facts in self._parts.together.merged(own) for key, vectors in facts.items()}
         for task in hidden:
             vectors = found.get(f"{task.info.name} {task.index}", {})
@@ -284,6 +290,8 @@ class Penalties:
             task.load(saved, self._parts)
             own = {k: torch.as_tensor(v).detach().clone().to(device) for k, v in saved.items() if "gate." not in k}
             if isinstance(task, PenaltyTask):
+                latest = own.pop(_LATEST, None)
+                task.latest = latest if latest is None or task.is_here else torch.zeros_like(latest)
                 task.memory.vectors = own
             elif "reach" in own:
                 task.reach = own["reach"].to(task.reach)
@@ -303,6 +311,11 @@ class Penalties:
         self._known.clear()
         self.sizes.clear()
         self.watch.clear()
+
+
+def _kept(task: PenaltyTask) -> dict[str, torch.Tensor]:
+    """What is remembered of a weight, and R at the latest evaluation: `every` may put the next one off."""
+    return task.memory.vectors if task.latest is None else {**task.memory.vectors, _LATEST: task.latest}
 
 
 def _is_due(task: Gated, step: int) -> bool:

@@ -20,10 +20,14 @@ from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Euclidean, Manifold, parse
 from weightspace.optim._finite import gradients_finite, raise_non_finite_named
 from weightspace.optim._group_checks import check_listed_once, check_options, check_saved, refuse_complex
+from weightspace.optim._mirrored import Mirrored
 from weightspace.optim._stand_ins import writes
+from weightspace.optim._twin_inside import Inside, Told
+from weightspace.optim._twin_state import adopt, publish
 from weightspace.optim._untraced import untraced
 from weightspace.optim.verify import PropertyCheck, check_constraint, raise_if_broken
 from weightspace.precision import full_precision
+from weightspace.sharding import is_sharded
 
 Group = dict[str, Any]
 _IDENTITY = ("manifold", "out_axis", "groups", "chains")
@@ -34,7 +38,7 @@ _OWN_DTYPE = (
 )
 
 
-class SubmanifoldOptimizer(Optimizer):
+class SubmanifoldOptimizer(Mirrored):
     """Base of the optimizers whose parameter groups may name a manifold."""
 
     # Whether the arithmetic of Euclidean groups takes them.
@@ -92,14 +96,20 @@ class SubmanifoldOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._twin is not None:
+            self._twin.step(self, check_finite=self._check_finite)
+            return loss
         self._check_gradients()
+        self._step_groups()
+        return loss
+
+    def _step_groups(self) -> None:
         for group in self.param_groups:
             self._begin(group)
             if self._is_free(group):
                 self._step_free(group)
             else:
                 self._step_group(group)
-        return loss
 
     @untraced
     @full_precision()
@@ -188,11 +198,6 @@ class SubmanifoldOptimizer(Optimizer):
         if not self._is_free(group):
             names = group.get("param_names")
             name = names[place] if names else self._name(parameter)
-            if hasattr(parameter, "device_mesh"):
-                raise AttachError(
-                    f"{name} is a sharded DTensor (fully_shard); manifolds need whole weights: train it with "
-                    "DistributedDataParallel."
-                )
             constraint = Constraint(
                 self._manifold_of(parameter, group),
                 parameter,
@@ -246,18 +251,28 @@ class SubmanifoldOptimizer(Optimizer):
         for parameter in group["params"]:
             if parameter.is_complex() and not (self._takes_complex and self._is_free(group)):
                 refuse_complex(type(self).__name__, self._name(parameter))
+        if self._twin is not None or any(is_sharded(p) for p in group["params"]):
+            self._mirror(group)
+            return
         constraints = [self._constraint(p, group, k) for k, p in enumerate(group["params"])]
         for parameter, constraint in zip(group["params"], constraints, strict=True):
             if constraint is not None:
                 self._put_on(parameter, constraint)
             self.state[parameter] = self._new_state(parameter, group, constraint)
 
+    # ------------------------------------------------------------------ sharded weights
+
+    def _inside(self) -> Inside:
+        steps = (self._put_on, self._step_groups, self._checks, self._found_here, self._forget)
+        self._told = Told()
+        return Inside(self, self._constraint, self._new_state, *steps, self._told)
+
     # ------------------------------------------------------------------ what the user sees
 
     @torch.no_grad()
     @full_precision()
     def verify(self) -> list[PropertyCheck]:
-        """Measures every constraint and raises if one does not hold.
+        """Measures every constraint and raises if one does not hold. Of sharded weights all processes must call it.
 
         Returns:
             One check for each constrained weight, with its violation and bound; see `Manifold.violation`.
@@ -265,15 +280,18 @@ class SubmanifoldOptimizer(Optimizer):
         Raises:
             VerificationError: Names manifold, parameter, violation and bound.
         """
-        checks = [
+        checks = self._checks() if self._twin is None else self._twin.checks(self)
+        raise_if_broken(checks)
+        return checks
+
+    def _checks(self) -> list[PropertyCheck]:
+        return [
             check_constraint(
                 constraint, parameter, int(self.state[parameter]["step"]), self.state[parameter].get("slack")
             )
             for _, parameter, group, k in self._parameters()
             if (constraint := self._constraint(parameter, group, k)) is not None
         ]
-        raise_if_broken(checks)
-        return checks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave.
@@ -331,12 +349,16 @@ class SubmanifoldOptimizer(Optimizer):
                     if key in saved
                 }
             )
-            if not devices[parameter].keys() <= own.keys():
+            if not devices[parameter].keys() <= own.keys() and not is_sharded(parameter):
                 own.update({**self._new_state(parameter, group, self._constraint(parameter, group, k)), **own})
             if not isinstance(own["step"], torch.Tensor):
                 own["step"] = torch.tensor(float(own["step"]))
+        if self._twin is not None:
+            adopt(self._twin, self)
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._twin is not None:
+            publish(self._twin, self)
         # torch keeps only these of an optimizer that is pickled or copied; ours are made anew.
         return {name: getattr(self, name) for name in ("defaults", "state", "param_groups", "_check_finite")}
 
@@ -347,6 +369,11 @@ class SubmanifoldOptimizer(Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+        if self._twin is None and any(is_sharded(p) for group in self.param_groups for p in group["params"]):
+            kept = dict(self.state)
+            twin = self._mirror(self.param_groups[0])
+            self.state.update(kept)
+            adopt(twin, self)
 
 
 def new_slack() -> torch.Tensor:

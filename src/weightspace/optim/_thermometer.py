@@ -62,9 +62,7 @@ def new_thermometer(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def measured(
-    state: State, x: torch.Tensor, constraint: Constraint | None, gradient: torch.Tensor
-) -> torch.Tensor:
+def measured(state: State, x: torch.Tensor, constraint: Constraint | None, gradient: torch.Tensor) -> torch.Tensor:
     """A measurement of one weight: `(|v|^2, <g, field>, divergence)`, float64; those of its parts add up.
 
     Its velocity is that before the kick, its derivative that where it is.

@@ -251,9 +251,7 @@ class Watch:
         self.vanished: dict[str, int] = {}
         self._told: set[str] = set()
 
-    def look(
-        self, tasks: Iterable[WeightTask], optimizer: Optimizer, steps: int, together: Together = ALONE
-    ) -> None:
+    def look(self, tasks: Iterable[WeightTask], optimizer: Optimizer, steps: int, together: Together = ALONE) -> None:
         """Every `_WATCH_EVERY` steps: one reduction a weight, one synchronization for each device.
 
         Args:
@@ -277,9 +275,17 @@ class Watch:
             self._told.update(fresh)
             _warn(fresh, found[fresh[0]].penalty, steps)
 
+    def state(self) -> dict[str, Any]:
+        """What it knows: numbers and text."""
+        return {"vanished": dict(self.vanished), "told": sorted(self._told)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Knows what `state` told; nothing where it comes from an earlier version."""
+        self.vanished, self._told = dict(state.get("vanished", {})), set(state.get("told", ()))
+
     def copy_from(self, other: Watch) -> None:
         """Knows what another one knows."""
-        self.vanished, self._told = dict(other.vanished), set(other._told)
+        self.load(other.state())
 
     def clear(self) -> None:
         """Forgets everything."""

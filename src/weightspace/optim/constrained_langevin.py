@@ -35,6 +35,7 @@ import torch
 
 from weightspace.errors import AttachError, RuleError
 from weightspace.kernels.options import boolean, seed_or_none, whole_number
+from weightspace.kernels.points import Channels
 from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Circle, Constraint, Manifold, parse
 from weightspace.manifolds._flows import FlowMethod
@@ -45,6 +46,7 @@ from weightspace.optim._langevin_pace import NAME, Scheme, check_group, check_nu
 from weightspace.optim._langevin_points import step_points
 from weightspace.optim._langevin_scale import adapt, new_scale
 from weightspace.optim._langevin_slack import is_shadow, slack_of, step_lifted, step_on_circle
+from weightspace.optim._noise_places import places_for, share_of, span_for
 from weightspace.optim._submanifold import Group, SubmanifoldOptimizer
 from weightspace.optim._thermometer import Temperature, dimension_of
 from weightspace.optim._untraced import untraced
@@ -177,6 +179,9 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
             )
         super().add_param_group(group)
 
+    def _acts_on_rows(self, manifold: Manifold, channels: Channels) -> bool:
+        return manifold.acts_on_rows(channels)  # no step size connects rows
+
     def _check_manifold(self, manifold: Manifold) -> None:
         """Refuses manifolds of another metric, and those whose weights leave them between corrections."""
         if manifold.has_own_metric:
@@ -197,11 +202,6 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         return manifold.resolved(parameter) if radius is None else replace(manifold, radius=float(radius))
 
     def _new_state(self, parameter: torch.Tensor, group: Group, constraint: Constraint | None) -> dict[str, Any]:
-        if hasattr(parameter, "device_mesh"):
-            raise AttachError(
-                f"{self._name(parameter)} is a sharded DTensor (fully_shard); {NAME} draws noise for whole weights: "
-                "train it with DistributedDataParallel."
-            )
         state: dict[str, Any] = {"step": torch.tensor(0.0)}
         wide = torch.float32 if parameter.dtype.itemsize < 4 else parameter.dtype
         state["velocity"] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.preserve_format)
@@ -239,7 +239,10 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
 
     def _begin(self, group: Group) -> None:
         number = next(k for k, g in enumerate(self.param_groups) if g is group)
-        self._noise.begin(group["seed"], number, group["draws"])
+        told = None if self._told is None else self._told.shares
+        shares = [share_of(p) for p in group["params"]] if told is None else told[number]
+        places = None if told is None else places_for(group, shares)
+        self._noise.begin(group["seed"], number, group["draws"], span_for(group, shares), places)
         group["draws"] += 1
 
     def _step_free(self, group: Group) -> None:
@@ -313,7 +316,11 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         every, state = group["measure_every"], self.state[parameter]
         if every is None or int(state["step"]) % every:
             return
-        _thermometer.measure(state, parameter, constraint, gradient)
+        measurement = _thermometer.measured(state, parameter, constraint, gradient)
+        if self._told is not None and id(parameter) in self._told.pending:
+            self._told.pending[id(parameter)] = measurement  # of some rows; those of other processes will be added
+        else:
+            _thermometer.add(state, measurement)
 
     def temperatures(self) -> list[Temperature]:
         """Measured temperatures of each group, beside what was asked for; needs `measure_every`.
@@ -324,35 +331,41 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         Raises:
             RuleError: `measure_every` was not given.
         """
-        found = [
-            _thermometer.read(group["manifold"], self._with_dimensions(group), group)
-            for group in self.param_groups
-            if group["measure_every"] is not None and group["params"]
-        ]
-        if not found:
+        groups = [group for group in self.param_groups if group["measure_every"] is not None and group["params"]]
+        if not groups:
             raise RuleError(f"{NAME} measures no temperatures without measure_every; pass measure_every=10.")
-        return found
+        dimensions = self._dimensions()
+        found: dict[int, list[tuple[dict[str, Any], int]]] = {}
+        for name, parameter, group, _ in self._parameters():
+            found.setdefault(id(group), []).append((self.state[parameter], dimensions[name]))
+        return [_thermometer.read(group["manifold"], found[id(group)], group) for group in groups]
 
-    def _with_dimensions(self, group: Group) -> list[tuple[dict[str, Any], int]]:
-        found: list[tuple[dict[str, Any], int]] = []
-        for k, p in enumerate(group["params"]):
-            state = self.state[p]
-            found.append((state, dimension_of(p, self._constraint(p, group, k), int(state["step"]))))
-        return found
+    def _found_here(self) -> dict[str, int]:
+        """The degrees of freedom of every weight."""
+        return {
+            name: dimension_of(p, self._constraint(p, group, k), int(self.state[p]["step"]))
+            for name, p, group, k in self._parameters()
+        }
+
+    def _dimensions(self) -> dict[str, int]:
+        """The same of whole weights, whose state is brought up to date."""
+        if self._twin is None:
+            return self._found_here()
+        return {name: sum(parts) for name, parts in self._twin.figures(self).items()}
 
     def measurements(self) -> dict[str, dict[str, float]]:
         """Figures of every parameter, by name.
 
         `kinetic_temperature` and `configurational_temperature` (with `measure_every`) in the units of `temperature`,
-        and `fallbacks` of constrained ones.
+        and `fallbacks` of constrained ones. Of sharded weights all processes must call it, and `temperatures`.
         """
+        dimensions = self._dimensions()
         figures: dict[str, dict[str, float]] = {}
-        for name, parameter, group, k in self._parameters():
+        for name, parameter, group, _ in self._parameters():
             state = self.state[parameter]
             row = {} if "fallbacks" not in state else {"fallbacks": float(state["fallbacks"])}
             if "thermometer" in state and float(state["thermometer"][-1]):
-                dimension = dimension_of(parameter, self._constraint(parameter, group, k), int(state["step"]))
-                found = _thermometer.read(name, [(state, dimension)], group)
+                found = _thermometer.read(name, [(state, dimensions[name])], group)
                 row |= {"kinetic_temperature": found.kinetic, "configurational_temperature": found.configurational}
             if row:
                 figures[name] = row
@@ -361,6 +374,9 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
     @torch.no_grad()
     def reset_thermometers(self) -> None:
         """Forgets the measurements: after burn-in, or when `temperature` was changed."""
+        if self._twin is not None:
+            self._twin.reset(self)
+            return
         for _, parameter, group, _ in self._parameters():
             if group["measure_every"] is not None:
                 self.state[parameter].update(_thermometer.new_thermometer(parameter))

@@ -30,6 +30,7 @@ from weightspace.optim._transform import Measured, Swap, read_measured
 from weightspace.optim._verify_penalties import measure_penalties
 from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken, worst_of
 from weightspace.precision import full_precision
+from weightspace.sharding import Together, local_part
 
 _STATE_VERSION = 1
 
@@ -172,6 +173,7 @@ class Rules:
         """
         self._refresh("there is nothing to verify")
         together = self._plan.parts.together
+        self._plan.parts.pull_weights()
         with together.agreeing():
             checks = measure_properties(self.rules, self._plan.batches, self._plan.work)
             if self._plan.penalties is not None:
@@ -194,6 +196,9 @@ class Rules:
         }
         if self._plan.penalties is not None:
             state["penalties"] = self._plan.penalties.state()
+            state["watch"] = self._plan.penalties.watch.state()
+        if self._plan.manifolds is not None:
+            state["fallbacks"] = self.fallbacks
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -222,6 +227,9 @@ class Rules:
         self._steps.copy_(torch.as_tensor(state["steps"], dtype=torch.int64))
         if self._plan.penalties is not None:
             self._plan.penalties.load(state["penalties"])
+            self._plan.penalties.watch.load(state.get("watch", {}))  # earlier versions did not save it
+        if self._plan.manifolds is not None:
+            self._plan.manifolds.load_fallbacks(state.get("fallbacks", {}))
 
     def remove(self) -> None:
         """Takes the rules off: gradients are the user's again, the optimizer is plain, the buffers are freed.
@@ -271,6 +279,8 @@ class Rules:
         twin._measured = dict(self._measured)
         if twin._plan.penalties is not None and self._plan.penalties is not None:
             twin._plan.penalties.copy_from(self._plan.penalties)
+        if twin._plan.manifolds is not None:
+            twin._plan.manifolds.load_fallbacks(self.fallbacks)
         return twin
 
     def __reduce__(self) -> NoReturn:
@@ -286,6 +296,8 @@ class Rules:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._stand_ins.refuse_if_written(self._plan.acting)
+        if _is_rehearsal(optimizer, self._plan.parts.together):
+            return None
         self._is_open = True
         self._stand_ins.take_back()
         if self._plan.penalties is not None:
@@ -408,3 +420,15 @@ class Rules:
         if not self._options.check_finite or getattr(optimizer, "found_inf", None) is not None:
             return False
         return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def _is_rehearsal(optimizer: Optimizer, together: Together) -> bool:
+    """Whether a step is none: from gradients of zero, at a rate of zero.
+
+    So torch.distributed.checkpoint has an optimizer make its state before it saves or loads it. Gates that were asked,
+    or memories that learned a gradient of zero, would not be where the training left them.
+    """
+    if any(not isinstance(rate := group.get("lr"), float | int | torch.Tensor) or rate for group in optimizer.param_groups):
+        return False
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(grads) and not together.any(any(bool(local_part(g).any()) for g in grads))

@@ -214,8 +214,15 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
 
         `R`: norm of the Riemannian gradient (with momentum: of the direction) over all points, `r`: the largest factor
         that steps were divided by, both for the curvature step size; `fallbacks`: steps so far that needed an exact
-        retraction. A weight whose `R` stays near zero has stopped moving.
+        retraction. A weight whose `R` stays near zero has stopped moving. Sharded weights: collective.
         """
+        if self._twin is None:
+            return self._found_here()
+        found = {name: rows for name, rows in self._twin.figures(self).items() if rows}
+        counts = {name: float(self.state[p].get("fallbacks", 0)) for name, p, _, _ in self._parameters()}
+        return {name: _merged(rows, counts[name]) for name, rows in found.items()}
+
+    def _found_here(self) -> dict[str, dict[str, float]]:
         figures: dict[str, dict[str, float]] = {}
         for name, parameter, group, k in self._parameters():
             constraint = self._constraint(parameter, group, k)
@@ -233,3 +240,13 @@ class SubmanifoldSGD(SubmanifoldOptimizer):
         super().__setstate__(state)
         self._work = Workspace()
         self._figures = {}
+
+
+def _merged(rows: list[dict[str, float]], fallbacks: float) -> dict[str, float]:
+    """Figures of one weight from those of its rows."""
+    merged = {"fallbacks": fallbacks}
+    if "R" in rows[0]:
+        merged["R"] = sum(row["R"] ** 2 for row in rows) ** 0.5
+    if "r" in rows[0]:
+        merged["r"] = max(row["r"] for row in rows)
+    return merged

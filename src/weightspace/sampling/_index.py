@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from weightspace.sampling._sample_files import from_file
 INDEX = "samples.json"
 FORMAT = "weightspace-samples"
 VERSION = 1
+_NAME = re.compile(r"chain-\d{1,9}-step-\d{10,18}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def read_index(folder: Path) -> Index:
         chain = int(content["chain"])
         samples = [_sample(folder, chain, row) for row in cast("list[Mapping[str, Any]]", content["samples"])]
         index = Index(chain, dict(content["settings"]), int(content["spacing"]), samples)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SamplingError(f"{path} is damaged ({reason}); restore a copy, or delete the folder") from error
     steps = [sample.step for sample in samples]
@@ -112,6 +114,8 @@ def read_index(folder: Path) -> Index:
 def _sample(folder: Path, chain: int, row: Mapping[str, Any]) -> Sample:
     name = str(row["file"])
     if Path(name).name != name:
-        raise ValueError(f"the file {name!r} is outside the folder")
+        raise ValueError(f"the file {name[:80]!r} is outside the folder")
+    if not _NAME.fullmatch(name):  # thinning deletes what the index names: nothing but samples
+        raise ValueError(f"the file {name[:80]!r} has not the name of a sample")
     step, weight, size, checksum = int(row["step"]), float(row["weight"]), int(row["bytes"]), int(row["crc32"])
     return Sample(step, chain, weight, folder / name, size, checksum)

@@ -85,11 +85,12 @@ def from_file(path: Path, size: int, checksum: int) -> dict[str, Tensor]:
         tensors = cast("dict[str, Tensor]", torch_side.load(content))
         shared = cast("dict[str, str]", json.loads(header["shared"]))
         kind, version = header["format"], int(header["version"])
-    except (library.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        tied = {name: tensors[source] for name, source in shared.items()}
+    except (library.SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise SamplingError(f"{path} holds no sample of weightspace ({_words(error)}); restore it") from error
     if kind != FORMAT or version > VERSION:
         raise SamplingError(f"{path} has format {kind} {version}, this weightspace reads {FORMAT} {VERSION}; update it")
-    return {**tensors, **{name: tensors[source] for name, source in shared.items()}}
+    return {**tensors, **tied}
 
 
 def check_size(path: Path, found: int, size: int) -> None:

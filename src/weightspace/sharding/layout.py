@@ -101,18 +101,24 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return cast("Any", tensor)._local_tensor if is_sharded(tensor) else tensor  # noqa: SLF001
 
 
-def sharded_like(local: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A DTensor with the mesh, placements and shape of `like` around this process's part, whose memory it shares."""
-    from torch.distributed.tensor import DTensor
+def sharded_like(
+    local: torch.Tensor, like: torch.Tensor, shape: Sequence[int] | None = None, dim: int | None = None
+) -> torch.Tensor:
+    """A DTensor with the mesh, placements and shape of `like` around this process's part, whose memory it shares.
+
+    Args:
+        local: The part.
+        like: A DTensor.
+        shape: Of the whole tensor, where it is not that of `like`.
+        dim: The dimension that is split, where it is not that of `like`.
+    """
+    from torch.distributed.tensor import DTensor, Shard
 
     sharded = cast("Any", like)
+    whole = torch.Size(like.shape if shape is None else shape)
+    placements = [p if p.is_replicate() or dim is None else Shard(dim) for p in sharded.placements]
     return DTensor.from_local(
-        local,
-        sharded.device_mesh,
-        sharded.placements,
-        run_check=False,
-        shape=torch.Size(like.shape),
-        stride=_strides(local, like.shape),
+        local, sharded.device_mesh, placements, run_check=False, shape=whole, stride=_strides(local, whole)
     )
 
 

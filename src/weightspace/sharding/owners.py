@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def share_out(costs: Sequence[float], ranks: int) -> list[int]:
+def share_out(costs: Sequence[float], ranks: int, loads: list[float] | None = None) -> list[int]:
     """For each job the process that does it: the longest job first, to whom has least to do.
 
     A function of the costs alone, so that all processes agree without a word. The largest load is at most 4/3 of the
@@ -14,12 +14,13 @@ def share_out(costs: Sequence[float], ranks: int) -> list[int]:
     Args:
         costs: Of the jobs, in any unit.
         ranks: Number of processes.
+        loads: What each process has to do already; brought up to date.
 
     Example:
         >>> share_out([4.0, 1.0, 3.0, 1.0, 1.0], 2)
         [0, 1, 1, 0, 1]
     """
-    loads = [0.0] * ranks
+    loads = [0.0] * ranks if loads is None else loads
     owners = [0] * len(costs)
     for job in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
         owners[job] = rank = min(range(ranks), key=lambda r: (loads[r], r))

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+K = TypeVar("K")
 
 _CPU = torch.device("cpu")
 
@@ -89,11 +91,11 @@ class Together:
         if self.group is not None and when:
             self.agree(error)
 
-    def merged(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    def merged(self, facts: dict[K, Any]) -> list[dict[K, Any]]:
         """What every process knows, by rank; small things only."""
         if self.group is None:
             return [facts]
-        found: list[dict[str, Any]] = [{}] * self.ranks
+        found: list[dict[K, Any]] = [{}] * self.ranks
         torch.distributed.all_gather_object(found, facts, group=self.group)
         return found
 

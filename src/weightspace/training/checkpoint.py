@@ -31,7 +31,8 @@ _FORMAT = "weightspace-checkpoint-3"
 _WITHOUT_DIGEST = "weightspace-checkpoint-2"  # what earlier versions wrote: read as it is
 _NAME = re.compile(r"^checkpoint-(\d{9})\.safetensors$")
 _KEPT = 2
-_DAMAGE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError)  # what a bad file raises
+# What a bad file raises.
+_DAMAGE = (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError)
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fingerprint: str) -> Path:
@@ -96,7 +97,7 @@ def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
     for path in paths:
         try:
             header, tensors = _read(path)
-            state = _unpack(json.loads(header["tree"]), tensors)
+            state = _state_of(header, tensors)
         except _DAMAGE as error:
             warnings.warn(f"{path} is damaged ({error}); trying the checkpoint before it", RuntimeWarning, stacklevel=2)
             continue
@@ -105,7 +106,7 @@ def load_checkpoint(folder: Path, *, fingerprint: str) -> dict[str, Any] | None:
                 f"{path} was written with other settings or another seed than asked for now; "
                 "give the settings it was started with, choose another folder with --out, or start anew with --fresh"
             )
-        return cast("dict[str, Any]", state)
+        return state
     if paths:
         raise RunError(f"no checkpoint in {folder} can be read; start the run anew with --fresh")
     return None
@@ -130,7 +131,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         header, tensors = _read(path)
-        return cast("dict[str, Any]", _unpack(json.loads(header["tree"]), tensors))
+        return _state_of(header, tensors)
     except _DAMAGE as error:
         raise RunError(f"{path} is no whole checkpoint ({error})") from error
 
@@ -163,6 +164,13 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if (header["format"] == _FORMAT or "digest" in header) and header["digest"] != _digest(header, tensors):
         raise ValueError("its content is not what was written: the digest differs")
     return header, tensors
+
+
+def _state_of(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state = _unpack(json.loads(header["tree"]), tensors)
+    if not isinstance(state, dict) or "fingerprint" not in header:
+        raise ValueError("it holds no state of a run")
+    return cast("dict[str, Any]", state)
 
 
 def _not_ours(found: str) -> str:

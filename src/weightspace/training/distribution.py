@@ -7,6 +7,7 @@ each batch, and the first process (rank 0) alone writes and prints.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import RecipeError, RunError
 from weightspace.sharding import ALONE, Together
+from weightspace.training.environment import is_started_by_torchrun
 
 if TYPE_CHECKING:
     from lightning_fabric.strategies.strategy import Strategy
@@ -182,16 +184,6 @@ def start_processes(
     return Processes(fabric, strategy, Together(group, fabric.global_rank, fabric.world_size, fabric.device))
 
 
-def is_started_by_torchrun() -> bool:
-    """Whether torchrun started this process."""
-    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
-
-
-def rank_before_start() -> int:
-    """The rank that whoever started this process gave it: 0 where nobody did."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 def _number_of_processes(strategy: str, accelerator: str, devices: int | None) -> tuple[int, int]:
     """Processes on this machine, and machines."""
     if is_started_by_torchrun():
@@ -216,9 +208,11 @@ def _strategy(name: str, ranks: int) -> Strategy:
         return ModelParallelStrategy(_shard, data_parallel_size=ranks, tensor_parallel_size=1)
     from lightning_fabric.strategies.ddp import DDPStrategy
 
-    # Buffers are shared when they are needed (`share_buffers`). DDP lays gradients out anew after its first step,
-    # unless it looks for unused parameters; sums of more than two numbers then round otherwise after a resume.
-    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=ranks > 2)
+    # Buffers are shared when they are needed (`share_buffers`); torch 2.13 has a new name for the switch.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {switch: False}
+    return DDPStrategy(**options)
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -41,6 +41,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def is_started_by_torchrun() -> bool:
+    """Whether torchrun started this process, perhaps among others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def process_number() -> int:
+    """The number that this process was given by whoever started it with others: 0 for the first, or where nobody did.
+
+    >>> process_number()
+    0
+    """
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
 def _processor() -> str:
     """The processor's name: Linux tells it in /proc/cpuinfo, elsewhere Python knows some name."""
     try:

@@ -18,6 +18,7 @@ from weightspace.training.recipe_checks import check_kinds, check_rule, rule_opt
 from weightspace.training.recipe_errors import explain
 from weightspace.training.recipe_files import bundled_recipes, parse_overrides, read_recipe
 from weightspace.training.recipe_paths import set_path
+from weightspace.training.recipe_plain import check_plain
 from weightspace.training.recipe_sampling import SampleSettings
 from weightspace.training.recipe_settings import (
     ArmSettings,
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 
+_MOST_TRIES = 10_000
 IS_ITS_ROOT = ("folder", "text")
 """Data sets of which the place is all that is known."""
 
@@ -64,7 +66,7 @@ IS_ITS_ROOT = ("folder", "text")
 class Recipe(Settings):
     """A whole recipe. Make one with `load_recipe`, or `Recipe.from_dict` where it does not come from a file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # names folders
     description: str = ""
     data: DataSettings
     model: ModelSettings
@@ -104,6 +106,7 @@ class Recipe(Settings):
             RecipeError: An unknown key, a missing one, or a value out of range, in the recipe or in what an arm
                 or a tuning trial makes of it.
         """
+        check_plain(values, source)
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -169,6 +172,9 @@ class Recipe(Settings):
         tried: dict[str, Sequence[Any]] = {}
         if tune is not None:
             tried = {**tune.grid} if tune.grid is not None else {**tune.random.ranges} if tune.random else {}
+        tries = sum(map(len, tried.values())) * len(self.compare.arms)
+        if tries > _MOST_TRIES:
+            raise RecipeError(f"{source}: compare tries {tries:,} settings of arms; at most {_MOST_TRIES:,} are checked")
         for name, arm in self.compare.arms.items():
             recipe = self.for_arm(name)
             for path, values in {**tried, **arm.ranges}.items() if arm.tune else ():

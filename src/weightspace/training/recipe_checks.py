@@ -213,7 +213,7 @@ def check_rule(entry: Mapping[str, Any]) -> None:
         )
     try:
         make_rule(entry["rule"], **rule_options(entry))
-    except (WeightspaceError, TypeError, ValueError) as error:
+    except (WeightspaceError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -29,6 +29,8 @@ _SHOULD = {
     "dict_type": "hold keys of its own",
     "list_type": "be a list such as [a, b]",
     "tuple_type": "be a list such as [a, b]",
+    "string_too_long": "have at most {max_length} characters",
+    "less_than_equal": "be at most {le:,}",
     "too_short": "have at least {min_length} entry",
     "too_long": "have at most {max_length} entries",
 }

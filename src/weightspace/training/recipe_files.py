@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.errors import RecipeError, nearest
-from weightspace.training.recipe_yaml import parse_mapping, parse_yaml
+from weightspace.training.recipe_yaml import LONGEST, parse_mapping, parse_yaml
 
 _SUFFIXES = {".yaml", ".yml"}
 
@@ -33,7 +33,7 @@ def read_recipe(path_or_name: str | Path) -> tuple[dict[str, Any], str]:
         RecipeError: No such file or name, unreadable, or not YAML.
     """
     path = Path(path_or_name)
-    if path.suffix in _SUFFIXES or isinstance(path_or_name, Path) or len(path.parts) != 1 or path.is_file():
+    if path.suffix in _SUFFIXES or isinstance(path_or_name, Path) or len(path.parts) != 1 or _is_file(path):
         return parse_mapping(_read(path), path.name), path.name
     bundled = bundled_recipes()
     name = str(path_or_name)
@@ -63,9 +63,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            return stream.read(LONGEST + 1)  # one more than is accepted: a device or a film ends here too
     except FileNotFoundError as error:
         raise RecipeError(f"there is no recipe file {path}; 'weightspace recipes' lists the bundled ones") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, or a zero byte in the name
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RecipeError(f"cannot read the recipe file {path}: {reason}") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the system knows no name as long as that
+        return False

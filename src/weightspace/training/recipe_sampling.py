@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from weightspace.training.recipe_settings import Flag, Number, PositiveInt, Settings
+from weightspace.training.recipe_settings import Epochs, Flag, Number, PositiveInt, Runs, Settings
 
 if TYPE_CHECKING:
     from weightspace.training.recipe_settings import TrainSettings
@@ -25,11 +25,11 @@ class SampleSettings(Settings):
     cycle. `max_samples: 1` keeps the last weights alone, which makes the chains a deep ensemble.
     """
 
-    chains: PositiveInt = 4
+    chains: Runs = 4
     burn_in_epochs: Annotated[Number, Field(ge=0)] | None = None
     every_steps: PositiveInt | None = None
     per_cycle: PositiveInt | None = None
-    max_samples: PositiveInt = 50
+    max_samples: Epochs = 50
     max_megabytes: Annotated[Number, Field(gt=0)] | None = None
     dtype: SampleDtype | None = None
     renew_batch_norm: Flag = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,12 +21,15 @@ from weightspace.training.recipe_checks import (
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
 # Strict: `epochs: true` is no 1 and `lr: "0.1"` no number. An integer is a number all the same.
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Runs = Annotated[int, Field(ge=1, le=10_000, strict=True)]  # each is an object long before it is a run
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Bound = Annotated[Annotated[int, Field(strict=True)] | Number, Field(gt=0)]  # a range between whole numbers stays one
 Flag = Annotated[bool, Field(strict=True)]
 RuleEntry = dict[str, Any]
+_MOST_SETTINGS = 10_000
 
 
 def _ordered(ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -133,7 +137,7 @@ class ScheduleSettings(Settings):
     gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
     rate: Positive | None = None
     exponent: Positive = 1.0
-    cycles: PositiveInt | None = None
+    cycles: Epochs | None = None
     exploration: Annotated[Number, Field(ge=0, lt=1)] = 0.8
     temperature: RampSettings | None = None
     friction: RampSettings | None = None
@@ -170,7 +174,7 @@ class ScheduleSettings(Settings):
 class TrainSettings(Settings):
     """How one run trains: `train:` in a recipe."""
 
-    epochs: PositiveInt
+    epochs: Epochs
     batch_size: PositiveInt
     optimizer: OptimizerSettings
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
@@ -205,7 +209,7 @@ class TrainSettings(Settings):
 class RandomSearch(Settings):
     """Random search, log-uniform in each range, the same draws for every arm: `compare.tune.random:`."""
 
-    trials: PositiveInt
+    trials: Runs
     ranges: Annotated[Ranges, Field(min_length=1)]
 
 
@@ -214,13 +218,18 @@ class TuneSettings(Settings):
 
     grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] | None = None
     random: RandomSearch | None = None
-    seeds: PositiveInt = 1
+    seeds: Runs = 1
     validation_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.2
 
     @model_validator(mode="after")
     def _one_search(self) -> TuneSettings:
         if (self.grid is None) == (self.random is None):
             raise ValueError("tune needs exactly one of 'grid' and 'random'")
+        settings = math.prod(len(values) for values in (self.grid or {}).values())
+        if settings > _MOST_SETTINGS:
+            raise ValueError(
+                f"the grid has {settings:,} settings, each of them a run; give at most {_MOST_SETTINGS:,}, or use random"
+            )
         return self
 
 
@@ -257,7 +266,7 @@ class CompareSettings(Settings):
     """A comparison of arms over paired seeds: `compare:` in a recipe."""
 
     baseline: str
-    seeds: PositiveInt = 5
+    seeds: Runs = 5
     level: Annotated[Number, Field(gt=0, lt=1)] = 0.95
     tune: TuneSettings | None = None
     arms: Annotated[dict[str, ArmSettings], Field(min_length=1)]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from weightspace.errors import nearest
 from weightspace.training.recipe_checks import check_rule
-from weightspace.training.recipe_settings import Number, Positive, PositiveInt, RuleEntry, Settings
+from weightspace.training.recipe_settings import Number, Positive, RuleEntry, Runs, Settings
 
 GatePlan = dict[str, Any]
 
@@ -61,7 +61,7 @@ class SweepSettings(Settings):
     gates: Annotated[dict[str, GatePlan], Field(min_length=1)] = Field(
         default_factory=lambda: {name: dict(GATE_PRESETS[name]) for name in _DEFAULT_GATES}
     )
-    seeds: PositiveInt = 1
+    seeds: Runs = 1
     level: Annotated[Number, Field(gt=0, lt=1)] = 0.95
 
     @field_validator("rule")
@@ -158,7 +158,7 @@ class SweepSettings(Settings):
         """
         seed = self.gates[name].get("seed", 0)
         entry = {**self.rule, "weight": strength, "gate": {"gate": "RandomGate", "duty": duty, "seed": seed}}
-        return entry if layer is None else {**entry, "on": f"name('{layer}')"}
+        return entry if layer is None else {**entry, "on": f"name({layer!r})"}
 
 
 def octaves(low: float, high: float) -> tuple[float, ...]:

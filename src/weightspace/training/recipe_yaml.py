@@ -13,8 +13,11 @@ from typing import Any, cast
 import yaml
 
 from weightspace.errors import RecipeError
+from weightspace.training.recipe_plain import MOST_VALUES
 
 _TAG = "tag:yaml.org,2002:"
+LONGEST = 1 << 20  # characters of a recipe
+_DIGITS = 64
 # The plain words that are no text in YAML 1.2's core schema: tag, pattern, first characters.
 _CORE = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -41,6 +44,8 @@ for _name, _pattern, _first in _CORE:
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
+    if len(text) > _DIGITS:
+        raise yaml.constructor.ConstructorError(None, None, f"{text[:20]}... has more than 64 bits", node.start_mark)
     if re.fullmatch(r"0[ox][0-9a-fA-F]+", text):
         return int(text, 0)
     try:
@@ -65,6 +70,48 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
 
 _Loader.add_constructor(f"{_TAG}int", _construct_int)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_KINDS: dict[str, type[yaml.Node]] = {
+    **dict.fromkeys((_TAG + "str", *(_TAG + name for name, _, _ in _CORE)), yaml.ScalarNode),
+    _TAG + "seq": yaml.SequenceNode,
+    _TAG + "map": yaml.MappingNode,
+}
+_PATTERNS = {_TAG + name: re.compile(pattern) for name, pattern, _ in _CORE if name != "int"}
+
+
+def _check(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for, aliases written out: a kilobyte of aliases of aliases can be billions.
+
+    Args:
+        node: Composed, not yet constructed.
+        sizes: Those of nodes that were seen, by identity.
+        above: The nodes that this one is in.
+
+    Raises:
+        ConstructorError: Too many, a node within itself, a tag other than those of plain values, or one that does not
+            fit its value.
+    """
+    mark = node.start_mark
+    if id(node) in above:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands inside of what it names", mark)
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if not isinstance(node, _KINDS.get(node.tag, ())):
+        name = node.tag.replace(_TAG, "!!")
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {name} cannot be used in a recipe", mark)
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _PATTERNS and not _PATTERNS[node.tag].fullmatch(node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value[:20]!r} is no {node.tag.removeprefix(_TAG)}", mark
+            )
+        return 1
+    parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    above.add(id(node))
+    size = 1 + sum(_check(part, sizes, above) for part in parts)
+    above.remove(id(node))
+    if size > MOST_VALUES:
+        raise yaml.constructor.ConstructorError(None, None, f"this stands for more than {MOST_VALUES:,} values", mark)
+    sizes[id(node)] = size
+    return size
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -83,8 +130,15 @@ def parse_yaml(text: str, source: str) -> Any:
     >>> parse_yaml("{lr: 5e-4, on: convs, hidden: 010, time: 12:30}", "an example")
     {'lr': 0.0005, 'on': 'convs', 'hidden': 10, 'time': '12:30'}
     """
+    if len(text) > LONGEST:
+        raise RecipeError(f"{source} has {len(text):,} characters; a recipe has at most {LONGEST:,}")
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, {}, set())
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""

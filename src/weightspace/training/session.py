@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -24,6 +25,9 @@ from weightspace.training.whole_state import optimizer_state_as, sharded_as, who
 
 if TYPE_CHECKING:
     from weightspace.optim import Rules, SubmanifoldSGD
+
+
+_ORDER_MATTERS = 2  # numbers; more of them round by the order in which they are added
 
 
 @dataclass
@@ -275,12 +279,23 @@ def open_session(
         test.share(processes.rank, processes.ranks)
     steps = train.epochs * len(batches)
     set_rate = rate_setter(inner, train.optimizer, train.schedule, steps_per_epoch=len(batches), steps=steps)
-    seed_stream(seed, "training" if processes.is_first else f"training of process {processes.rank}")
     progress = Progress(loss_sum=torch.zeros((), device=fabric.device))
-    return Session(
+    session = Session(
         *(recipe, processes, module, model, inner, optimizer, set_rate, rules, batches, test, data),
         progress=progress,
     )
+    if processes.strategy == "ddp" and processes.ranks > _ORDER_MATTERS:
+        _settle(session)
+    seed_stream(seed, "training" if processes.is_first else f"training of process {processes.rank}")
+    return session
+
+
+def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `(..., classes)` and labels `(...)` as a list of predictions: `(n, classes)` and `(n,)`.
+
+    What is flat already, as images are, passes through untouched.
+    """
+    return (logits, labels) if labels.dim() == 1 else (logits.flatten(0, -2), labels.flatten())
 
 
 def _model(recipe: Recipe, data: Data) -> nn.Module:
@@ -288,6 +303,21 @@ def _model(recipe: Recipe, data: Data) -> nn.Module:
     if recipe.train.channels_last:
         module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
     return module
+
+
+def _settle(session: Session) -> None:
+    """Take a backward pass that changes nothing: after its first one DDP lays gradients out anew.
+
+    The layout decides in which order processes are summed, so a resumed run must have that of the run it goes on with.
+    """
+    buffers = {name: buffer.clone() for name, buffer in session.module.named_buffers()}
+    images, labels = next(session.train.epoch(0))
+    session.model.train()
+    session.backward(F.cross_entropy(*flat(session.forward(images), labels)))
+    session.inner.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in session.module.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def _check_shared(recipe: Recipe, data: Data, processes: Processes) -> None:

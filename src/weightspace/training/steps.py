@@ -24,7 +24,7 @@ from weightspace.sharding import local_part
 from weightspace.training.checkpoint import save_checkpoint
 from weightspace.training.interrupt import Interrupted, StopRequest
 from weightspace.training.logs import RunLog
-from weightspace.training.session import Session
+from weightspace.training.session import Session, flat
 from weightspace.training.watch import Watch
 
 ProgressCallback = Callable[[int, int], None]
@@ -257,14 +257,6 @@ class _Closure:
         if self._loss is None:
             raise RunError("the optimizer took a step without calling its closure; use another optimizer or gate")
         return self._loss
-
-
-def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits `(..., classes)` and labels `(...)` as a list of predictions: `(n, classes)` and `(n,)`.
-
-    What is flat already, as images are, passes through untouched.
-    """
-    return (logits, labels) if labels.dim() == 1 else (logits.flatten(0, -2), labels.flatten())
 
 
 def evaluate(session: Session) -> tuple[float, float]:

@@ -119,7 +119,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     state = _state_of(file)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two: an entry is no tensor, or its name no text
         raise RunError(f"{file} does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
 
 
@@ -191,7 +191,10 @@ def history_of(file: Path) -> History:
     """
     if is_checkpoint(file):
         state = read_checkpoint(file)
-        return History(int(state["progress"]["step"]), slack_in(state["optimizer"]))
+        try:
+            return History(int(state["progress"]["step"]), slack_in(state["optimizer"]))
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+            raise RunError(f"{file} is no whole checkpoint ({error!r}); restore a copy") from error
     result = file.parent / RESULT_FILE
     found = read_json(result) if file.name == WEIGHTS_FILE and result.exists() else {}
     steps, constraints = found.get("steps"), found.get("constraints")
@@ -208,7 +211,10 @@ def is_checkpoint(file: Path) -> bool:
 
 def _state_of(file: Path) -> Mapping[str, Tensor]:
     if is_checkpoint(file):
-        return cast("Mapping[str, Tensor]", read_checkpoint(file)["model"])
+        state = read_checkpoint(file).get("model")
+        if not isinstance(state, dict):
+            raise RunError(f"{file} is no whole checkpoint (it holds no model); restore a copy")
+        return cast("Mapping[str, Tensor]", state)
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             return {name: cast("Tensor", opened.get_tensor(name)).clone() for name in opened.keys()}  # noqa: SIM118

@@ -81,7 +81,7 @@ def _load(path: Path) -> Found | None:
         train = Split(tensors["train_images"], tensors["train_labels"].to(torch.int64))
         test = Split(tensors["test_images"], tensors["test_labels"].to(torch.int64))
         return Found(train, test, facts["what"], class_names=tuple(facts["class_names"]), encoding=facts["encoding"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError):
         return None
 
 

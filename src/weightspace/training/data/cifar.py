@@ -6,6 +6,7 @@ channel. Python version: pickled dictionaries, which are never unpickled (see `c
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from weightspace.training.data.splits import Split
 
 PIXELS = 3 * 32 * 32
 # The largest published member has 155 MB.
-MAX_MEMBER = 1 << 30
+MAX_MEMBER = 256 << 20
+# The published archives have a dozen; a forged one may have members without end.
+MAX_MEMBERS = 10_000
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 # Per data set and version: training files, test file, and the folder they are published in.
@@ -68,10 +71,12 @@ def archive_files(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
         DataError: The archive is damaged, a member is implausibly large, or a wanted name occurs twice.
     """
     files: dict[str, bytes] = {}
+    total = 0
     try:
         with tarfile.open(path, "r:*") as archive:
             for name, member in _wanted_members(archive, wanted):
-                if name in files or member.size > MAX_MEMBER:
+                total += member.size
+                if name in files or not 0 <= member.size <= MAX_MEMBER or total > 2 * MAX_MEMBER:
                     reason = (
                         "twice" if name in files else f"with {member.size:,} bytes (at most {MAX_MEMBER:,} accepted)"
                     )
@@ -82,13 +87,15 @@ def archive_files(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
                     raise DataError(
                         f"{path} is truncated: {name} should have {member.size:,} bytes, found {len(files[name]):,}."
                     )
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a complete tar archive ({error}): get it again.") from error
     return files
 
 
 def _wanted_members(archive: tarfile.TarFile, wanted: frozenset[str]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for member in archive:
+    for number, member in enumerate(archive):
+        if number >= MAX_MEMBERS:
+            raise tarfile.ReadError(f"it has more than {MAX_MEMBERS:,} members")
         name = PurePosixPath(member.name).name
         if member.isreg() and name in wanted:
             yield name, member

@@ -47,7 +47,7 @@ def parse_pickle(data: bytes, where: str) -> Split:
     if column_major:
         raise DataError(f"{where} stores its pixels in column-major order, unlike the published files: get it again.")
     if not all(0 <= label <= 255 for label in labels):
-        raise DataError(f"{where} holds labels out of range: they run from {min(labels)} to {max(labels)}.")
+        raise DataError(f"{where} holds labels out of range: they should be from 0 to 255.")
     images = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 3, 32, 32)
     return Split(images, torch.tensor(labels, dtype=torch.int64))
 

@@ -20,6 +20,9 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 # Modes of Pillow that hold one channel; everything else is converted to RGB.
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 MAX_SIZE = 4096
+MAX_BYTES = 32 << 30
+# Pillow goes by content, whatever the file is called, and would start Ghostscript for PostScript.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 
 def decode_images(
@@ -65,7 +68,6 @@ def _decode_all(
         if i == 0:
             size = _checked_size(image, name(0))
             wanted = channels or (1 if image.mode in _GRAY_MODES else 3)
-            pixels = bytearray(count * size * size * wanted)
         if image.size != (size, size):
             raise DataError(
                 f"{name(i)} is {image.width}x{image.height} pixels, but {name(0)} is {size}x{size}: "
@@ -75,8 +77,13 @@ def _decode_all(
             raise DataError(
                 f"{name(i)} has colors (mode {image.mode}), but {name(0)} is gray: save all images in the same mode."
             )
-        length = size * size * wanted
-        pixels[i * length : (i + 1) * length] = _convert(image, "RGB" if wanted == 3 else "L", name, i)
+        # Grown image by image: what the first one's header says of its size must not take memory for all of them.
+        pixels += _convert(image, "RGB" if wanted == 3 else "L", name, i)
+        if len(pixels) > MAX_BYTES:
+            raise DataError(
+                f"The images up to {name(i)} take more than {MAX_BYTES >> 30} GB decoded, which is all that is kept in "
+                "memory: use smaller or fewer images."
+            )
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(count, size, size, wanted)
     return images.permute(0, 3, 1, 2).contiguous(), encoding
 
@@ -92,8 +99,9 @@ def _pillow() -> ModuleType:
 def _open(data: bytes, name: Callable[[int], str], i: int) -> Image.Image:
     pillow = _pillow()
     try:
-        image = pillow.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        image = pillow.open(io.BytesIO(data), formats=FORMATS)
+    # Pillow's readers raise whatever they stumble on, and its errors about bombs derive from Exception alone.
+    except Exception as error:
         raise DataError(f"{name(i)} is not an image that can be decoded ({len(data):,} bytes): {error}.") from error
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{name(i)} has more than 8 bits a channel (mode {image.mode}): save it with 8 bits.")
@@ -103,7 +111,7 @@ def _open(data: bytes, name: Callable[[int], str], i: int) -> Image.Image:
 def _convert(image: Image.Image, mode: str, name: Callable[[int], str], i: int) -> bytes:
     try:
         return (image if image.mode == mode else image.convert(mode)).tobytes()
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # as above: damage shows when pixels are read
         raise DataError(f"{name(i)} is damaged: {error}.") from error
 
 
@@ -119,5 +127,12 @@ def _checked_size(image: Image.Image, name: str) -> int:
 
 
 def labels_tensor(labels: Sequence[int]) -> Tensor:
-    """Labels as int64 `(N,)`."""
-    return torch.tensor(labels, dtype=torch.int64)
+    """Labels as int64 `(N,)`.
+
+    Raises:
+        DataError: One is beyond 64 bits.
+    """
+    try:
+        return torch.tensor(labels, dtype=torch.int64)
+    except (RuntimeError, OverflowError) as error:
+        raise DataError(f"There is a label {max(labels, key=abs):,}: labels count classes from 0.") from error

@@ -21,7 +21,9 @@ from weightspace.training.data.found import Found, MissingFilesError, digest
 from weightspace.training.data.splits import Split
 
 # A header is not to be trusted with all memory: MNIST has 47 MB.
-MAX_BYTES = 4 << 30
+MAX_BYTES = 1 << 30
+# No byte of a gzipped file stands for more bytes than that.
+DEFLATE_RATIO = 1032
 
 # torchvision's folders, so that its `root` is also ours.
 _SUBFOLDERS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")
@@ -51,6 +53,7 @@ def read_idx(path: Path, dimensions: int) -> tuple[Tensor, str]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             shape = _parse_header(path, header, dimensions)
+            _check_possible(path, shape)
             body = file.read(prod(shape) + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is not a complete gzip file ({error}): get it again.") from error
@@ -79,6 +82,21 @@ def _parse_header(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]
     if prod(shape) > MAX_BYTES:
         raise DataError(f"{path} announces {prod(shape):,} bytes of data, more than the {MAX_BYTES:,} accepted.")
     return shape
+
+
+def _check_possible(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuse a header that announces more than a file of this length can hold, before room is made for it.
+
+    Raises:
+        DataError: It does.
+    """
+    length = path.stat().st_size
+    most = length * (DEFLATE_RATIO if path.suffix == ".gz" else 1)
+    if prod(shape) > most:
+        raise DataError(
+            f"{path} announces {' x '.join(map(str, shape))} = {prod(shape):,} bytes of data but has {length:,} bytes, "
+            f"which cannot hold more than {most:,}: get it again."
+        )
 
 
 def find_idx(folder: Path) -> dict[str, Path]:

@@ -22,6 +22,8 @@ IMAGE_COLUMNS = ("img", "image")
 # CIFAR-100 has coarse labels too, in a column that is not listed here.
 LABEL_COLUMNS = ("fine_label", "label")
 NEEDS_PYARROW = 'Parquet and arrow files need pyarrow: run pip install "weightspace[parquet]".'
+# Equal rows cost nothing in a file: a few bytes can announce billions.
+MAX_ROWS = 50_000_000
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 
@@ -135,14 +137,18 @@ def read_table_file(file: Path) -> Any:
         raise DataError(f"{file}: {NEEDS_PYARROW}") from error
     try:
         if file.suffix == ".parquet":
+            _check_rows(file, pq.ParquetFile(str(file)).metadata.num_rows)
             return pq.read_table(str(file))
-        with pa.memory_map(str(file)) as source:
-            try:
-                return pa.ipc.open_stream(source).read_all()
-            except pa.ArrowInvalid:
-                source.seek(0)
-                return pa.ipc.open_file(source).read_all()
-    except (pa.ArrowException, OSError) as error:
+        # Not mapped: what a damaged file points to beyond its end would end the process, not raise.
+        content = pa.py_buffer(file.read_bytes())
+        try:
+            table = pa.ipc.open_stream(content).read_all()
+        except pa.ArrowInvalid:
+            table = pa.ipc.open_file(content).read_all()
+        table.validate(full=True)  # offsets within columns are taken on trust otherwise
+        _check_rows(file, table.num_rows)
+        return table
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is damaged or not a {file.suffix[1:]} file ({file.stat().st_size:,} bytes): {error}."
         ) from error
@@ -155,13 +161,33 @@ def column_of(table: Any, file: Path, wanted: tuple[str, ...]) -> Any:
         DataError: It has none of them.
     """
     for name in wanted:
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{file} has the column {name} {table.column_names.count(name)} times.")
         if name in table.column_names:
             return table.column(name)
     raise DataError(f"{file} needs a column {' or '.join(wanted)}, but has {', '.join(table.column_names) or 'none'}.")
 
 
+def values_of(table: Any, file: Path, wanted: tuple[str, ...]) -> list[Any]:
+    """The values of a column as Python's.
+
+    Raises:
+        DataError: There is no such column, or a value has no counterpart: text that is no UTF-8, half a microsecond.
+    """
+    column = column_of(table, file, wanted)
+    try:
+        return column.to_pylist()
+    except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
+        raise DataError(f"{file}: the column {wanted[0]} ({column.type}) cannot be read: {error}.") from error
+
+
+def _check_rows(file: Path, rows: int) -> None:
+    if rows > MAX_ROWS:
+        raise DataError(f"{file} announces {rows:,} rows, more than the {MAX_ROWS:,} accepted.")
+
+
 def _image_values(table: Any, file: Path) -> list[bytes]:
-    values: list[Any] = column_of(table, file, IMAGE_COLUMNS).to_pylist()
+    values = values_of(table, file, IMAGE_COLUMNS)
     encoded: list[bytes] = []
     for row, value in enumerate(values):
         data = value.get("bytes") if isinstance(value, dict) else value
@@ -175,7 +201,7 @@ def _image_values(table: Any, file: Path) -> list[bytes]:
 
 
 def _label_values(table: Any, file: Path) -> list[int]:
-    values: list[Any] = column_of(table, file, LABEL_COLUMNS).to_pylist()
+    values = values_of(table, file, LABEL_COLUMNS)
     for row, value in enumerate(values):
         if not isinstance(value, int):
             raise DataError(f"{file}, row {row}: expected an integer label, found {value!r}.")

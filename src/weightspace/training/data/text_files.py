@@ -12,7 +12,7 @@ from pathlib import Path
 
 from weightspace.errors import DataError
 from weightspace.training.data.found import MissingFilesError, read_bytes
-from weightspace.training.data.parquet import column_of, read_table_file
+from weightspace.training.data.parquet import read_table_file, values_of
 from weightspace.training.data.tokens import Level
 
 VERSES = 31_102
@@ -252,7 +252,7 @@ def _read_tables(layout: Layout, folder: Path) -> FoundText | None:
 def _rows(files: Sequence[Path], column: str) -> str:
     lines: list[str] = []
     for file in files:
-        values: Iterable[object] = column_of(read_table_file(file), file, (column,)).to_pylist()
+        values: Iterable[object] = values_of(read_table_file(file), file, (column,))
         for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise DataError(f"{file}, row {row}: expected text, found {type(value).__name__}.")

@@ -26,6 +26,7 @@ from weightspace.training.models.checks import hint
 from weightspace.training.models.mlp import MLP
 from weightspace.training.models.plain import Plain
 from weightspace.training.models.resnet import ResNet, cifar_resnet, imagenet_resnet
+from weightspace.training.models.size import refuse_absurd
 from weightspace.training.models.transformer import Transformer
 from weightspace.training.models.vgg import VGG
 
@@ -133,4 +134,5 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
     for option in arguments:
         if option not in needed and option not in entry.options:
             raise RecipeError(f'Model "{name}" has no option "{option}": {hint(option, entry.options)}')
+    refuse_absurd(name, entry.builder, arguments)
     return entry.builder(**arguments)

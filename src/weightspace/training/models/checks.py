@@ -14,6 +14,10 @@ from torch import Tensor
 from weightspace.errors import DataError, RecipeError, nearest
 
 
+LARGEST = 1 << 30
+MOST_LAYERS = 10_000
+
+
 def hint(word: object, known: Iterable[str]) -> str:
     """Suggests the known word closest to `word` and lists all of them, as the tail of an error sentence.
 
@@ -34,7 +38,17 @@ def positive_int(model: str, option: str, value: object) -> int:
         raise RecipeError(
             f'Model "{model}" needs {option} to be an integer of at least 1, got {value!r}; give for example 16.',
         )
+    if value > LARGEST:
+        raise RecipeError(f'Model "{model}" got {option} of {value.bit_length()} bits, beyond any network; give at most {LARGEST:,}.')
     return value
+
+
+def count_of_layers(model: str, option: str, value: object) -> int:
+    """As `positive_int`, for options that are numbers of layers: modules take time and memory even without weights."""
+    count = positive_int(model, option, value)
+    if count > MOST_LAYERS:
+        raise RecipeError(f'Model "{model}" got {option}={count:,}; give at most {MOST_LAYERS:,} layers.')
+    return count
 
 
 def positive_ints(model: str, option: str, value: object, *, empty: bool = False) -> tuple[int, ...]:
@@ -55,6 +69,8 @@ def positive_ints(model: str, option: str, value: object, *, empty: bool = False
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         entries = cast("Sequence[object]", value)
         numbers = tuple(positive_int(model, f"every entry of {option}", entry) for entry in entries)
+        if len(numbers) > MOST_LAYERS:
+            raise RecipeError(f'Model "{model}" got {len(numbers):,} entries in {option}; give at most {MOST_LAYERS:,}.')
         if not numbers and not empty:
             raise RecipeError(
                 f'Model "{model}" needs at least one entry in {option}, got an empty list; give [16, 32].'

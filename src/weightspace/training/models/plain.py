@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from weightspace.errors import RecipeError
-from weightspace.training.models.checks import check_images, choice, positive_int
+from weightspace.training.models.checks import check_images, choice, count_of_layers, positive_int
 from weightspace.training.models.initialize import he_normal_fan_in
 
 
@@ -65,7 +65,7 @@ class Plain(nn.Module):
         self.in_channels = positive_int("plain", "in_channels", in_channels)
         self.image_size = positive_int("plain", "image_size", image_size)
         choice("plain", "init", init, ("torch", "he"))
-        positive_int("plain", "depth", depth)
+        count_of_layers("plain", "depth", depth)
         positive_int("plain", "width", width)
         self.minimum_size = _smallest_image(strided, depth)
         if image_size < self.minimum_size:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.errors import RecipeError
-from weightspace.training.models.checks import check_images, choice, flag, positive_int, positive_ints
+from weightspace.training.models.checks import check_images, choice, count_of_layers, flag, positive_int, positive_ints
 from weightspace.training.models.initialize import he_normal_fan_out, unit_kernels
 from weightspace.training.models.scale import Scale
 
@@ -172,6 +172,7 @@ class ResNet(nn.Module):
         self.image_size = positive_int(name, "image_size", image_size)
         positive_int(name, "width", width)
         stages = positive_ints(name, "blocks", blocks)
+        count_of_layers(name, "blocks", sum(stages))
         if len(stages) not in (3, 4):
             raise RecipeError(
                 f'Model "{name}" has three or four stages, got blocks={blocks}; give for example [2, 2, 2].'

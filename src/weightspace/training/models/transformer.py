@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.errors import DataError, RecipeError
-from weightspace.training.models.checks import choice, flag, positive_int, probability
+from weightspace.training.models.checks import choice, flag, count_of_layers, positive_int, probability
 
 _NAME = "transformer"
 _POSITIONS = ("rotary", "learned")
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
         _check_heads(self.width, positive_int(_NAME, "heads", heads), rotary=positions == "rotary")
         rate = probability(_NAME, "dropout", dropout)
         hidden = self.width * positive_int(_NAME, "expansion", expansion)
-        count = positive_int(_NAME, "layers", layers)
+        count = count_of_layers(_NAME, "layers", layers)
         self.embedding = nn.Embedding(size, self.width)
         self.positions = nn.Embedding(self.context, self.width) if positions == "learned" else None
         self.dropout = nn.Dropout(rate)

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from weightspace.errors import RecipeError
-from weightspace.training.models.checks import check_images, choice, positive_int, positive_ints, probability
+from weightspace.training.models.checks import check_images, choice, count_of_layers, positive_int, positive_ints, probability
 from weightspace.training.models.initialize import he_normal_fan_in
 
 
@@ -63,7 +63,7 @@ class VGG(nn.Module):
         choice("vgg", "pooling", pooling, ("average", "flatten"))
         stages = positive_ints("vgg", "widths", widths)
         _check_stages(len(stages), image_size)
-        self.features = _features(in_channels, stages, positive_int("vgg", "convs_per_stage", convs_per_stage))
+        self.features = _features(in_channels, stages, count_of_layers("vgg", "convs_per_stage", convs_per_stage))
         self.pooling = pooling
         self.minimum_size = 2 ** (len(stages) - 1)
         self.pool = nn.AdaptiveAvgPool2d(1) if pooling == "average" else nn.Identity()

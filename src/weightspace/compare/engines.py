@@ -1,0 +1,159 @@
+"""Engines: they take jobs, give futures, and may lose workers. Which runs are done again is the caller's to say.
+
+`local` starts processes on this machine (`engines_local`), `ray` hands jobs to a Ray cluster (`engines_ray`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from weightspace.compare.pool import find_devices, worker_count
+from weightspace.errors import RecipeError, nearest
+from weightspace.files import JsonObject
+from weightspace.training.environment import usable_cores
+
+T = TypeVar("T")
+ENGINES = ("local", "ray")
+MOST_LOSSES = 3  # of one run: what kills its worker three times will kill the fourth
+
+
+class WorkerLost(Exception):  # noqa: N818 - no error of a job: the job says nothing, its process is gone
+    """The process that did a job was killed, or its machine went away; the text says what is known."""
+
+
+class Engine(Protocol):
+    """Where jobs are done.
+
+    Attributes:
+        count: Jobs that can run at the same time.
+        threads: Threads of each.
+        shares_folders: Whether jobs can write to this machine's folders. Otherwise they bring their files back.
+    """
+
+    count: int
+    threads: int
+    shares_folders: bool
+
+    def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
+        """Have `function(*arguments)` done by a worker; both must be importable and picklable there.
+
+        Returns:
+            Its result, its exception, or `WorkerLost`.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Ask the running jobs to save their state and stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine that was asked for.
+
+    Attributes:
+        name: One of `ENGINES`.
+        address: Of a cluster that is running; None starts one on this machine. `local` has none.
+    """
+
+    name: str = "local"
+    address: str | None = None
+
+    def check(self, accelerator: str) -> None:
+        """Refuse what is not there, before anything is touched.
+
+        Args:
+            accelerator: As for `train_run`.
+
+        Raises:
+            RecipeError: An unknown engine, an address that `local` has no use for, or this machine is to do the work
+                and does not have the accelerator.
+            RunError: The engine's package is not installed.
+        """
+        if self.name not in ENGINES:
+            guess = nearest(self.name, ENGINES, "did you mean '{}'?")
+            raise RecipeError(f"there is no engine '{self.name}'; {guess or 'known are ' + ', '.join(ENGINES)}")
+        if self.name == "local":
+            if self.address is not None:
+                raise RecipeError(f"the engine 'local' has no address, got '{self.address}'; say --engine ray with it")
+            find_devices(accelerator)
+            return
+        from weightspace.compare.engines_ray import check_installed
+
+        check_installed()
+        if self.address is None:
+            find_devices(accelerator)
+
+
+@contextmanager
+def open_engine(
+    choice: EngineChoice, *, workers: int | None, jobs: int, accelerator: str
+) -> Generator[Engine, None, None]:
+    """An engine that is stopped at once when the body raises, and ends in peace otherwise.
+
+    Args:
+        choice: Which.
+        workers: Jobs that run at the same time; None: one per GPU, or one per core where there is none.
+        jobs: How many there will be.
+        accelerator: As for `train_run`.
+
+    Raises:
+        RecipeError: The accelerator is not there.
+        RunError: Fewer than one worker is asked for, or the cluster cannot be reached.
+    """
+    if choice.name == "ray":
+        from weightspace.compare.engines_ray import ray_engine
+
+        with ray_engine(choice.address, workers=workers, jobs=jobs, accelerator=accelerator) as engine:
+            yield engine
+        return
+    from weightspace.compare.engines_local import local_engine
+
+    devices = find_devices(accelerator)
+    count = worker_count(workers, jobs, devices)
+    with local_engine(count, max(1, usable_cores() // count), devices.cuda) as engine:
+        yield engine
+
+
+@dataclass
+class Losses:
+    """How often the worker of each run was lost.
+
+    Attributes:
+        counts: By the run's name.
+    """
+
+    counts: JsonObject = field(default_factory=dict)
+
+    def again(self, name: str) -> bool:
+        """Count one more loss; whether the run is worth doing again."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return self.counts[name] < MOST_LOSSES
+
+    def sentence(self, error: WorkerLost) -> str:
+        """Why a run is given up."""
+        return (
+            f"its worker was lost {MOST_LOSSES} times ({error}), perhaps for lack of memory; use fewer --workers if it "
+            "happens again"
+        )
+
+
+def relay(source: Future[T], translate: Callable[[BaseException], BaseException]) -> Future[T]:
+    """A future with the outcome of another one and a translation of its exception."""
+    target: Future[T] = Future()
+    target.set_running_or_notify_cancel()
+
+    def pass_on(done: Future[T]) -> None:
+        if done.cancelled():
+            target.set_exception(WorkerLost("the job was cancelled"))
+        elif (error := done.exception()) is not None:
+            target.set_exception(translate(error))
+        else:
+            target.set_result(done.result())
+
+    source.add_done_callback(pass_on)
+    return target
