@@ -39,7 +39,7 @@ class Case:
 
 
 def make_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    """Four convolutions and a linear layer for images `(n, 2, 8, 8)`; batch norm is left out, which sees its batch only."""
+    """Four convolutions and a linear layer for images `(n, 2, 8, 8)`; no batch norm, which sees its own batch only."""
     torch.manual_seed(seed)
     layers = [
         *(nn.Conv2d(2, 6, 3), nn.Tanh()),
@@ -144,8 +144,14 @@ def cases() -> list[Case]:
         )
     curved = {**_SGD, "step_size": "curvature", "weight_decay": 1e-2}
     found += [
-        Case("SubmanifoldSGD curvature", "submanifolds", partial(_submanifold, "SubmanifoldSGD", "stiefel(matrix)", curved)),
-        Case("SubmanifoldAdam", "submanifolds", partial(_submanifold, "SubmanifoldAdam", "stiefel(matrix)", {"lr": 0.01})),
+        Case(
+            "SubmanifoldSGD curvature",
+            "submanifolds",
+            partial(_submanifold, "SubmanifoldSGD", "stiefel(matrix)", curved),
+        ),
+        Case(
+            "SubmanifoldAdam", "submanifolds", partial(_submanifold, "SubmanifoldAdam", "stiefel(matrix)", {"lr": 0.01})
+        ),
     ]
     for manifold in ("euclidean(kernel)", "stiefel(matrix)", "oblique(matrix)", "circle(entry)", "sphere(kernel)"):
         found.append(

@@ -1,13 +1,14 @@
 """Column "DDP": several processes, each with its part of the batch, against one process with all of it.
 
 Every case of `reliability.cases` is trained in float64 inside `DistributedDataParallel` on gloo processes; compared are
-weights, what gates decided and measured, and how far weights are from their manifolds. Processes of one run are
+weights, what gates decided, what rules measured, and how far weights are from their manifolds. Processes of one run are
 compared bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,15 +19,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import weightspace as ws
-from reliability.cases import Case, Opened, batch, cases, make_model, train, weights
+from reliability.cases import Case, Opened, batch, case, cases, make_model, train, weights
 from reliability.findings import METHODS, Finding
 from reliability.processes import run_ranks
 from weightspace.kernels import Stage
-from weightspace.optim import Rules
 
 WEIGHTS, FIGURES = 1e-10, 1e-8  # largest differences that we claim: of weights, of what gates and rules measure
-RANKS, STEPS = (2, 4), 12
-QUICK_RANKS, QUICK_STEPS = (2,), 4
+_MOMENTUM = {"lr": 0.05, "momentum": 0.9}
 
 
 @dataclass(frozen=True)
@@ -67,27 +66,16 @@ class Difference:
     @property
     def holds(self) -> bool:
         """Whether it is what we claim."""
-        return (
-            self.weights <= WEIGHTS
-            and self.figures <= FIGURES
-            and self.violations <= WEIGHTS
-            and self.duty
-            and self.ranks
-        )
+        is_close = self.weights <= WEIGHTS and self.figures <= FIGURES and self.violations <= WEIGHTS
+        return is_close and self.duty and self.ranks
 
 
-# --------------------------------------------------------------------------- one training, wrapped or not
+# --------------------------------------------------------------------------- training, wrapped or not
 
 
-def _plain(case: Case, model: nn.Module, steps: int, rank: int, ranks: int) -> Opened:
-    opened = case.open(model)
-    train(model, opened, steps, rank=rank, ranks=ranks)
-    return opened
-
-
-def _accumulating(case: Case, model: nn.Module, steps: int, rank: int, ranks: int) -> Opened:
-    """Two joined batches a step; the first one's gradients are not averaged over processes before the second's are."""
-    optimizer, rules = case.open(model)
+def accumulate(model: nn.Module, opened: Opened, steps: int, *, rank: int = 0, ranks: int = 1) -> None:
+    """Two joined batches a step; the gradients of the first are not averaged before those of the second are there."""
+    optimizer, _ = opened
     for step in range(steps):
         optimizer.zero_grad()
         for part in range(2):
@@ -97,65 +85,58 @@ def _accumulating(case: Case, model: nn.Module, steps: int, rank: int, ranks: in
             with model.no_sync() if is_silent else nullcontext():
                 (nn.functional.cross_entropy(model(x[mine]), y[mine]) / 2).backward()
         optimizer.step()
-    return optimizer, rules
 
 
-def _sharded_state(case: Case, model: nn.Module, steps: int, rank: int, ranks: int) -> Opened:
-    """The optimizer's state lies on one process each: `ZeroRedundancyOptimizer`."""
-    opened = SHARDED_STATE[case.name](model, ranks > 1)
-    train(model, opened, steps, rank=rank, ranks=ranks)
-    return opened
-
-
-def _in_zero(
-    make: Callable[[nn.Module], tuple[Any, type[torch.optim.Optimizer], dict[str, Any], list[Any]]],
-    model: nn.Module,
-    is_sharded: bool,
+def _with_shared_state(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any], rule: Any, model: nn.Module
 ) -> Opened:
-    params, kind, options, rules = make(model)
-    if is_sharded:
+    """Inside DDP the optimizer's state is on one process each."""
+    if isinstance(model, DistributedDataParallel):
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
-        optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(params, kind, **options)
+        optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(model.parameters(), kind, **options)
     else:
-        optimizer = kind(params, **options)
-    return optimizer, ws.attach(optimizer, model, *rules) if rules else None
+        optimizer = kind(model.parameters(), **options)
+    return optimizer, ws.attach(optimizer, model, rule, measure_every=2)
 
 
-WAYS: dict[str, Callable[[Case, nn.Module, int, int, int], Opened]] = {
-    "plain": _plain,
-    "accumulating": _accumulating,
-    "sharded state": _sharded_state,
-}
-_MOMENTUM = {"lr": 0.05, "momentum": 0.9}
-# By name: what is attached to which optimizer inside ZeroRedundancyOptimizer.
-SHARDED_STATE: dict[str, Callable[[nn.Module, bool], Opened]] = {
-    name: partial(_in_zero, make)
-    for name, make in {
-        "ChannelL2": lambda m: (m.parameters(), torch.optim.SGD, _MOMENTUM, [ws.metrics.ChannelL2(smoothing=3.0)]),
-        "band": lambda m: (
-            m.parameters(),
-            torch.optim.AdamW,
-            {"lr": 1e-3},
-            [ws.penalties.SingularValueBand(0.5, 1.5, weight=1e-2, gate=ws.gates.Coherent(threshold=0.3))],
-        ),
-        "L1": lambda m: (m.parameters(), torch.optim.SGD, _MOMENTUM, [ws.penalties.L1(1e-3, form="proximal")]),
-        "Stiefel": lambda m: (m.parameters(), torch.optim.AdamW, {"lr": 1e-3}, [ws.manifolds.Stiefel()]),
-    }.items()
-}
+def _in_zero() -> list[Case]:
+    sgd, adam = (
+        partial(_with_shared_state, torch.optim.SGD, _MOMENTUM),
+        partial(_with_shared_state, torch.optim.AdamW, {"lr": 1e-3}),
+    )
+    band = ws.penalties.SingularValueBand(0.5, 1.5, weight=1e-2, gate=ws.gates.Coherent(threshold=0.3))
+    rules = {
+        "channel gradients": (sgd, ws.metrics.ChannelL2(smoothing=3.0)),
+        "singular values": (adam, band),
+        "gated penalties": (sgd, ws.penalties.L1(1e-3, application="proximal")),
+    }
+    return [
+        Case(f"ZeroRedundancyOptimizer, {type(rule).__name__}", method, partial(make, rule))
+        for method, (make, rule) in rules.items()
+    ]
 
 
-def trained(case: Case, way: str, steps: int, rank: int = 0, ranks: int = 1) -> Trained:
+def everything() -> dict[str, tuple[Case, Callable[..., None]]]:
+    """By name: what is opened and how it is trained."""
+    found: dict[str, tuple[Case, Callable[..., None]]] = {c.name: (c, train) for c in [*cases(), *_in_zero()]}
+    for name in ("metric, band, L1, Stiefel", "L1 proximal, history", "SubmanifoldAdam", "ConstrainedLangevin OBABO"):
+        found[f"{name}, accumulating"] = (case(name), accumulate)
+    return found
+
+
+def trained(name: str, steps: int, rank: int = 0, ranks: int = 1) -> Trained:
     """Trains a fresh model; with several ranks inside `DistributedDataParallel`."""
+    opens, run = everything()[name]
     plain = make_model()
     model = DistributedDataParallel(plain) if ranks > 1 else plain
-    optimizer, rules = WAYS[way](case, model, steps, rank, ranks)
-    numbers = {name: weight.flatten().tolist() for name, weight in weights(plain).items()}
+    optimizer, rules = opened = opens.open(model)
+    run(model, opened, steps, rank=rank, ranks=ranks)
+    numbers = {key: weight.flatten().tolist() for key, weight in weights(plain).items()}
     if rules is None:
         return Trained(numbers, violations=_violations(optimizer))
     is_constrained = any(rule.stage == Stage.MANIFOLD for rule in rules.rules)
-    violations = _violations(rules) if is_constrained else {}
-    return Trained(numbers, rules.duty_cycles, rules.measurements, violations)
+    return Trained(numbers, rules.duty_cycles, rules.measurements, _violations(rules) if is_constrained else {})
 
 
 def _violations(verifiable: Any) -> dict[str, float]:
@@ -163,6 +144,84 @@ def _violations(verifiable: Any) -> dict[str, float]:
     return {name: check.error for check in checks for name in check.parameters if "manifold" in check.what}
 
 
-def _train_all(rank: int, ranks: int, jobs: Sequence[tuple[str, str]], steps: int) -> list[Trained]:
-    by_name = {case.name: case for case in [*cases(), *_SHARDED_CASES]}
-    return [trained(by_name[name], way, steps, rank, ranks) for way, name in jobs]
+def _train_all(rank: int, ranks: int, names: Sequence[str], steps: int) -> list[Trained]:
+    return [trained(name, steps, rank, ranks) for name in names]
+
+
+# --------------------------------------------------------------------------- comparison
+
+
+def differences(names: Sequence[str], ranks: int, steps: int) -> dict[str, Difference]:
+    """Trains everything named on so many processes, launched once, and in this one."""
+    by_rank = run_ranks(_train_all, ranks, ranks, names, steps)
+    return {name: difference(trained(name, steps), [own[k] for own in by_rank]) for k, name in enumerate(names)}
+
+
+def difference(alone: Trained, by_rank: Sequence[Trained]) -> Difference:
+    """Of what the first process made from what one process alone made, and of the processes among each other."""
+    first = by_rank[0]
+    return Difference(
+        weights=max(_largest(first.weights[name], alone.weights[name]) for name in alone.weights),
+        figures=_largest(_flat(first.figures), _flat(alone.figures), relative=True),
+        violations=_largest(first.violations.values(), alone.violations.values()),
+        duty=all(own.duty == alone.duty for own in by_rank),
+        ranks=all(own == first for own in by_rank),
+    )
+
+
+def _largest(got: Iterable[float], want: Iterable[float], *, relative: bool = False) -> float:
+    errors = [abs(a - b) / (max(1.0, abs(b)) if relative else 1.0) for a, b in zip(got, want, strict=True)]
+    return math.inf if any(map(math.isnan, errors)) else max(errors, default=0.0)
+
+
+def _flat(figures: Mapping[str, Mapping[str, float]]) -> list[float]:
+    return [figures[name][key] for name in sorted(figures) for key in sorted(figures[name])]
+
+
+# --------------------------------------------------------------------------- noise
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How noise of several processes is related.
+
+    Attributes:
+        agreed: Without a seed all processes draw alike, whatever their own generators are.
+        chains_differ: Chains with seeds of their own end with other weights.
+        chains_repeat: A second run with the same seeds ends with the same bits.
+        chains_are_those_of_one_process: And so does each chain by itself.
+    """
+
+    agreed: bool
+    chains_differ: bool
+    chains_repeat: bool
+    chains_are_those_of_one_process: bool
+
+
+def noise(ranks: int, steps: int = 3) -> Noise:
+    """Trains one chain on all processes, and one on each."""
+    by_rank = run_ranks(_noise_of, ranks, steps)
+    own = [chains[0] for _, chains in by_rank]
+    return Noise(
+        agreed=all(one == by_rank[0][0] for one, _ in by_rank),
+        chains_differ=len({repr(chain) for chain in own}) == ranks,
+        chains_repeat=all(first == second for _, (first, second) in by_rank),
+        chains_are_those_of_one_process=all(chain == _chain(rank, steps) for rank, chain in enumerate(own)),
+    )
+
+
+def _noise_of(rank: int, steps: int) -> tuple[list[float], list[list[float]]]:
+    torch.manual_seed(100 + rank)
+    q = nn.Parameter(torch.zeros(100, dtype=torch.float64))
+    together = ws.optim.ConstrainedLangevin([q], lr=1e-3, temperature=1.0, num_data=10)
+    q.grad = torch.zeros_like(q)
+    together.step()
+    return q.detach().tolist(), [_chain(rank, steps) for _ in range(2)]
+
+
+def _chain(rank: int, steps: int) -> list[float]:
+    """A chain of its own: not wrapped, all of the data, a seed by rank."""
+    model = make_model()
+    sampler = ws.optim.ConstrainedLangevin(model.parameters(), lr=1e-3, temperature=1.0, num_data=1000, seed=rank)
+    train(model, (sampler, None), steps)
+    return torch.cat([weight.flatten() for weight in weights(model).values()]).tolist()

@@ -118,12 +118,16 @@ def _archive(source: Source, files: dict[str, bytes], folder: Path) -> bytes:
     """A tar archive of the files, with members that lead elsewhere, devices, and names that occur twice."""
     stream = io.BytesIO()
     kind = chosen(source, ("gz", "gz", "bz2", "xz", ""))
-    with tarfile.open(fileobj=stream, mode=f"w:{kind}", format=chosen(source, (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))) as tar:
+    with tarfile.open(
+        fileobj=stream, mode=f"w:{kind}", format=chosen(source, (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))
+    ) as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(_renamed(source, name, folder))
             member.size = len(data)
             if happens(source, 20):
-                member.type = chosen(source, (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE))
+                member.type = chosen(
+                    source, (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+                )
                 member.linkname, member.size = "/etc/passwd", 0
             if happens(source, 20):
                 member.pax_headers = {"size": chosen(source, ("-1", "x", "9" * 30, "1e5", "4096"))}
@@ -156,7 +160,16 @@ def _images() -> tuple[bytes, ...]:
     wide = bytearray(_png())
     wide[16:24] = struct.pack(">II", 4096, 4096)
     kinds = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
-    return (*(_png(kind=kind) for kind in kinds), _png(mode="I;16"), _EPS, bytes(huge), bytes(wide), _png((1, 1)), b"", b"GIF89a")
+    return (
+        *(_png(kind=kind) for kind in kinds),
+        _png(mode="I;16"),
+        _EPS,
+        bytes(huge),
+        bytes(wide),
+        _png((1, 1)),
+        b"",
+        b"GIF89a",
+    )
 
 
 def images(source: Source, folder: Path) -> None:
@@ -188,7 +201,7 @@ def _table(kind: str) -> bytes:
         "huge labels": {"image": [png], "label": pa.array([2**64 - 1], pa.uint64())},
         "times": {"image": pa.array([1], pa.timestamp("ns")), "label": pa.array([1], pa.duration("ns"))},
         "no text": {"sentence": pa.array([b"\xff\xfe"]).view(pa.string()), "text": ["x"]},
-        "many rows": {"sentence": pa.DictionaryArray.from_arrays(pa.array(np.zeros(2_000_000, dtype=np.int8)), ["a"])},
+        "many rows": {"sentence": pa.DictionaryArray.from_arrays(pa.array(np.zeros(50_000, dtype=np.int8)), ["a"])},
     }[kind.removesuffix(" arrow")]
     table = pa.table(columns)
     stream = io.BytesIO()
@@ -228,7 +241,9 @@ def texts(source: Source, folder: Path) -> None:
     for file in ("train.txt", "test.txt", "wiki.train.tokens", "wiki.test.tokens"):
         (folder / file).write_bytes(data)
     root = chosen(source, (folder, folder / "train.txt", folder / ("x" * 300), folder / "a\0b"))
-    load_text(name, root=root, level=chosen(source, ("character", "word", "x")), context=chosen(source, (1, 4, 128, 10**12)))
+    load_text(
+        name, root=root, level=chosen(source, ("character", "word", "x")), context=chosen(source, (1, 4, 128, 10**12))
+    )
 
 
 def _prepare() -> None:
@@ -247,9 +262,21 @@ def _prepare() -> None:
 
 
 DATA_TARGETS = (
-    Target("IDX files", "MNIST's files: headers that announce gigabytes, bombs of zeros, damaged bytes", idx, prepare=_prepare),
-    Target("CIFAR files", "CIFAR's pickles (forged and malicious ones too) and tar archives with hostile members", cifar, prepare=_prepare),
+    Target(
+        "IDX files",
+        "MNIST's files: headers that announce gigabytes, bombs of zeros, damaged bytes",
+        idx,
+        prepare=_prepare,
+    ),
+    Target(
+        "CIFAR files",
+        "CIFAR's pickles (forged and malicious ones too) and tar archives with hostile members",
+        cifar,
+        prepare=_prepare,
+    ),
     Target("image folders", "images: damaged, bombs, PostScript under the name of a PNG", images, prepare=_prepare),
     Target("tables", "parquet and arrow files: damaged, of the wrong types", tables, prepare=_prepare),
-    Target("texts", "text files: not UTF-8, empty, of zeros; contexts out of range", texts, full=2000, prepare=_prepare),
+    Target(
+        "texts", "text files: not UTF-8, empty, of zeros; contexts out of range", texts, full=2000, prepare=_prepare
+    ),
 )

@@ -178,9 +178,24 @@ def _prepare() -> None:
 
 
 FILE_TARGETS = (
-    Target("checkpoints", "a run's checkpoint: damaged bytes, lying headers, damaged trees, pickles", checkpoint, prepare=_prepare),
-    Target("weights", "model.safetensors: damaged bytes, lying headers, pickles under any ending", weights, prepare=_prepare),
-    Target("sparse files", "sparse files: damaged bytes, records that lie about shapes and places", sparse, prepare=_prepare),
+    Target(
+        "checkpoints",
+        "a run's checkpoint: damaged bytes, lying headers, damaged trees, pickles",
+        checkpoint,
+        prepare=_prepare,
+    ),
+    Target(
+        "weights",
+        "model.safetensors: damaged bytes, lying headers, pickles under any ending",
+        weights,
+        prepare=_prepare,
+    ),
+    Target(
+        "sparse files",
+        "sparse files: damaged bytes, records that lie about shapes and places",
+        sparse,
+        prepare=_prepare,
+    ),
     Target("small files", "files of shrunk models: the same, and changes to attributes", shrunk, prepare=_prepare),
     Target("sample stores", "sample stores: index and samples, with check sums made to fit", samples, prepare=_prepare),
 )

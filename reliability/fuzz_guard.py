@@ -30,8 +30,26 @@ MEMORY = 2 * GIGABYTE
 SECONDS = 20.0
 LONGEST = 20_000  # characters of a refusal
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_RUNS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class", "socket.connect"}
-_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree"}
+_RUNS = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "pickle.find_class",
+    "socket.connect",
+}
+_CHANGES = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+}
 _NO_MEMORY = ("allocate", "not enough memory", "bad_alloc", "MemoryError", "out of memory")
 _HARMLESS = ("/dev/null",)
 

@@ -12,11 +12,59 @@ from typing import Any
 
 from reliability.fuzz_source import Source, chosen, happens
 
-_NUMBERS = (0, 1, -1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63), 10**12, 10**18, 10**400)
+_NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    255,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64,
+    -(2**63),
+    10**12,
+    10**18,
+    10**400,
+)
 _FLOATS = (0.0, -0.0, 0.5, 1e-300, 1e300, -1.5, float("nan"), float("inf"), -float("inf"))
 _TEXTS = (
-    *("", " ", "a", "0", "1e5", "null", "nan", "../../escaped", "/", "..", "a/b", "x\x00y", "\x1b[2J", "é\u202e", "{", "["),
-    *("__class__", "self", "lr", "SGD", "name", "convs", "~" * 300, "(" * 300, "x" * 5000, "{0.__class__}", "%s%n", "'; --"),
+    *(
+        "",
+        " ",
+        "a",
+        "0",
+        "1e5",
+        "null",
+        "nan",
+        "../../escaped",
+        "/",
+        "..",
+        "a/b",
+        "x\x00y",
+        "\x1b[2J",
+        "é\u202e",
+        "{",
+        "[",
+    ),
+    *(
+        "__class__",
+        "self",
+        "lr",
+        "SGD",
+        "name",
+        "convs",
+        "~" * 300,
+        "(" * 300,
+        "x" * 5000,
+        "{0.__class__}",
+        "%s%n",
+        "'; --",
+    ),
     *("<script>alert(1)</script>", "chain-1", "\ud800", "9" * 30, "<<", "\n\n", "float32", "stiefel(matrix)", "[bold]"),
 )
 
@@ -154,7 +202,15 @@ def _length_first(length: int, rest: bytes) -> bytes:
 
 
 _HEADERS = (
-    *(b"", b"\0", b"\0" * 7, b"\0" * 8, _length_first(2, b"{}"), _length_first(2**63, b"{}"), _length_first(2**64 - 1, b"{}")),
+    *(
+        b"",
+        b"\0",
+        b"\0" * 7,
+        b"\0" * 8,
+        _length_first(2, b"{}"),
+        _length_first(2**63, b"{}"),
+        _length_first(2**64 - 1, b"{}"),
+    ),
     *(_length_first(10**8, b"{"), _length_first(5, b"[1,2]"), _length_first(4, b"null"), _length_first(1, b"{")),
     _length_first(200_000, b"[" * 200_000),
     _length_first(600_006, b'{"a":' + b"[" * 600_001),

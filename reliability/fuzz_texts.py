@@ -52,18 +52,65 @@ _TRANSFORMER = RECIPE | {
 }
 _CYCLES = {"name": "cyclical", "cycles": 2}
 _CYCLICAL = RECIPE | {
-    "train": RECIPE["train"] | {"schedule": _CYCLES, "optimizer": {"name": "ConstrainedLangevin", "lr": 0.01, "options": {"friction": 1.0}}},
+    "train": RECIPE["train"]
+    | {"schedule": _CYCLES, "optimizer": {"name": "ConstrainedLangevin", "lr": 0.01, "options": {"friction": 1.0}}},
     "rules": [],
     "compare": None,
     "sweep": None,
 }
 SNIPPETS = (
-    *(_BOMB, _MERGE_BOMB, "a: &a [*a]\n", "a: &a {b: *a}\n", "x: " + "[" * 3000, "x: " + "{a: " * 3000, "- " * 3000 + "x"),
+    *(
+        _BOMB,
+        _MERGE_BOMB,
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+        "x: " + "[" * 3000,
+        "x: " + "{a: " * 3000,
+        "- " * 3000 + "x",
+    ),
     *("!!python/object/apply:os.mkdir [ran]", "x: !!python/name:os.system", "!!python/object/new:os.mkdir {}"),
-    *("x: !!timestamp x", "x: !!bool x", "x: !!float ''", "x: !!int ''", "x: !!set {a}", "? !!set {a}\n: 1", "x: !!binary '*'"),
-    *("x: !!omap x", "x: !!pairs x", "x: !!null x", "x: !!str [a]", "!!map x", "x: !!seq y", "x: &a", "x: *missing", "<<: 1"),
-    *("x: " + "9" * 5000, "x: 0x" + "f" * 5000, "x: 1e" + "9" * 50, "? [a]\n: 1", "a: 1\na: 2", "---\na: 1\n---\nb: 2", "%YAML 9"),
-    *("", "null", "3", "[]", "\ufeffname: x", "x: '\\0'", 'x: "\\ud800"', "x: \x07", "\t", "a: b: c", "key" * 3000 + ": 1"),
+    *(
+        "x: !!timestamp x",
+        "x: !!bool x",
+        "x: !!float ''",
+        "x: !!int ''",
+        "x: !!set {a}",
+        "? !!set {a}\n: 1",
+        "x: !!binary '*'",
+    ),
+    *(
+        "x: !!omap x",
+        "x: !!pairs x",
+        "x: !!null x",
+        "x: !!str [a]",
+        "!!map x",
+        "x: !!seq y",
+        "x: &a",
+        "x: *missing",
+        "<<: 1",
+    ),
+    *(
+        "x: " + "9" * 5000,
+        "x: 0x" + "f" * 5000,
+        "x: 1e" + "9" * 50,
+        "? [a]\n: 1",
+        "a: 1\na: 2",
+        "---\na: 1\n---\nb: 2",
+        "%YAML 9",
+    ),
+    *(
+        "",
+        "null",
+        "3",
+        "[]",
+        "\ufeffname: x",
+        "x: '\\0'",
+        'x: "\\ud800"',
+        "x: \x07",
+        "\t",
+        "a: b: c",
+        "key" * 3000 + ": 1",
+    ),
 )
 
 
@@ -89,7 +136,9 @@ def recipe(source: Source, folder: Path) -> None:
         content = chosen(source, SNIPPETS).encode("utf-8", errors="surrogatepass")
     elif kind == 2:
         snippet = chosen(source, SNIPPETS).encode("utf-8", errors="surrogatepass")
-        content = _dumped(RECIPE).replace(b'"name": "hostile"', b'"name": "hostile",\n' + snippet.replace(b"\n", b" "), 1)
+        content = _dumped(RECIPE).replace(
+            b'"name": "hostile"', b'"name": "hostile",\n' + snippet.replace(b"\n", b" "), 1
+        )
     path = folder / "recipe.yaml"
     path.write_bytes(content)
     found = load_recipe(path)
@@ -235,8 +284,15 @@ def _prepare() -> None:
 
 
 TEXT_TARGETS = (
-    Target("recipes", "recipe files: wrong types and keys, bombs of aliases, tags, nesting, absurd sizes", recipe, prepare=_prepare),
-    Target("overrides", "--set KEY=VALUE: paths that lead nowhere, values that are anything", override, prepare=_prepare),
+    Target(
+        "recipes",
+        "recipe files: wrong types and keys, bombs of aliases, tags, nesting, absurd sizes",
+        recipe,
+        prepare=_prepare,
+    ),
+    Target(
+        "overrides", "--set KEY=VALUE: paths that lead nowhere, values that are anything", override, prepare=_prepare
+    ),
     Target("notation", "selections, manifolds, gates and rules as text", notation, prepare=_prepare),
     Target("states", "state_dicts of rules and optimizers with entries of the wrong kind", state, prepare=_prepare),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from weightspace.training.data import ImageData
     from weightspace.training.recipe import Recipe
 
-EPOCHS = 4
-STEPS = EPOCHS * 6
+_EPOCHS = 4  # of six steps
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Trial:
         from weightspace.training.recipe import Recipe
 
         train = {
-            "epochs": EPOCHS,
+            "epochs": _EPOCHS,
             "batch_size": 16,
             "optimizer": {"name": "SGD", "lr": 0.1, "options": {"momentum": 0.9, "weight_decay": 5e-4}},
             "schedule": {"name": "cosine", "warmup_epochs": 0.5},
@@ -82,10 +82,11 @@ def train_or_sample(folder: Path, trial: Trial, every: int | None) -> None:
     if not trial.chains:
         from weightspace.training.loop import train_run
 
-        train_run(recipe, folder, seed=1, data=images(), resume=True, **_cadence(every))
+        often = recipe.train.epochs if every is None else 1
+        cadence = {"checkpoint_every_steps": every, "checkpoint_every_epochs": often}
+        train_run(recipe, folder, seed=1, data=images(), resume=True, **cadence)
         return
     from weightspace.chains import keeper
-    from weightspace.sampling import open_chains  # noqa: F401 - imported here, not while it is killed
 
     for chain in range(trial.chains):
         order = keeper.ChainOrder(recipe, folder, chain, checkpoint_every_steps=every)
@@ -93,8 +94,29 @@ def train_or_sample(folder: Path, trial: Trial, every: int | None) -> None:
             keeper.sample_chain(order, images())
 
 
-def _cadence(every: int | None) -> dict[str, Any]:
-    return {"checkpoint_every_steps": every, "checkpoint_every_epochs": EPOCHS if every is None else 1}
+def train_anew(folder: Path, trial: Trial, every: int) -> None:
+    """Trains from the beginning, whatever `folder` holds of an earlier run."""
+    from weightspace.training.loop import train_run
+
+    train_run(
+        trial.recipe(),
+        folder,
+        seed=1,
+        data=images(),
+        checkpoint_every_steps=every,
+        checkpoint_every_epochs=1,
+    )
+
+
+def train_by_command(folder: Path, trial: Trial, every: int, resume: bool) -> None:  # noqa: FBT001 - of a process
+    """`weightspace train RECIPE --out FOLDER --seed 1 --checkpoint-every EVERY`, with `--resume` or without."""
+    from weightspace.cli.train import train
+    from weightspace.training import session
+
+    file = folder.with_suffix(".yaml")
+    file.write_text(json.dumps(trial.recipe().to_dict()), encoding="utf-8")  # JSON is YAML
+    session.load_recipe_data = lambda _: images()  # pyright: ignore[reportAttributeAccessIssue] - a process of its own
+    train(str(file), out=folder, seed=1, checkpoint_every=every, resume=resume)
 
 
 def _optimizer(name: str, lr: float, factor: float | None = None, **options: Any) -> dict[str, Any]:
@@ -103,6 +125,14 @@ def _optimizer(name: str, lr: float, factor: float | None = None, **options: Any
 
 _NOT_HEAD = "convs & ~head"
 _LANGEVIN = _optimizer("ConstrainedLangevin", 0.02, momentum=0.9, temperature=1.0, weight_decay=0.01)
+
+SHORT = Trial(
+    "short",
+    "channel gradients",
+    ({"rule": "ChannelL2", "smoothing": 4.0}, {"rule": "L2", "weight": 0.01, "gate": {"gate": "RandomGate", "duty": 0.5}}),
+    {"epochs": 1, "measure_every": 3},
+)
+"""Six steps, for what is tried very often."""
 
 TRIALS = (
     Trial(
@@ -151,6 +181,15 @@ TRIALS = (
         {"schedule": {"name": "step", "milestones": [1, 2.5]}},
     ),
     Trial(
+        "weights that vanish, a gate that is asked every third step",
+        "gated penalties",
+        (
+            {"rule": "L1", "weight": 1.0, "application": "proximal", "on": "name('features.3.*')"},
+            {"rule": "L2", "weight": 0.01, "every": 3, "on": "linears", "gate": {"gate": "Coherent", "against": "total"}},
+        ),
+        {"epochs": 9},  # whether weights vanished is looked at after every 50 steps
+    ),
+    Trial(
         "SubmanifoldSGD, Stiefel, curvature steps",
         "submanifolds",
         ({"rule": "Stiefel", "on": _NOT_HEAD}, {"rule": "ChannelL2", "smoothing": 4.0}),
@@ -173,7 +212,9 @@ TRIALS = (
         ),
         {"optimizer": _optimizer("SubmanifoldAdam", 0.02, weight_decay=1e-4), "schedule": {"name": "constant"}},
     ),
-    Trial("AdamW with Oblique attached", "submanifolds", ({"rule": "Oblique"},), {"optimizer": _optimizer("AdamW", 0.01)}),
+    Trial(
+        "AdamW with Oblique attached", "submanifolds", ({"rule": "Oblique"},), {"optimizer": _optimizer("AdamW", 0.01)}
+    ),
     Trial(
         "temperature 1, Stiefel, cyclical",
         "constrained Langevin",

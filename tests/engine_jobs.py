@@ -47,6 +47,12 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def wait_for(path):
+    """Wait until a file is there."""
+    while not path.exists():
+        time.sleep(0.05)
+
+
 def wait_long():
     """Do nothing until stopped."""
     time.sleep(600)

@@ -485,7 +485,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "CyclicLR": lambda o: schedulers.CyclicLR(o, 1e-4, 1e-2, 2, cycle_momentum=False),
     "OneCycleLR": lambda o: schedulers.OneCycleLR(o, 1e-2, total_steps=8, cycle_momentum=False),
     "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda k: 1 / (1 + k)),
-    "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda k: 0.9),
+    "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda _: 0.9),
     "ReduceLROnPlateau": lambda o: schedulers.ReduceLROnPlateau(o, patience=0),
     "SequentialLR": lambda o: schedulers.SequentialLR(
         o, [schedulers.LinearLR(o, 0.1, total_iters=2), schedulers.ExponentialLR(o, 0.5)], [2]

@@ -279,9 +279,9 @@ def test_a_run_that_kills_every_worker_is_given_up_after_three(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_worker_takes_no_other_and_its_successor_gets_its_gpu():
+def test_a_lost_worker_takes_no_other_and_its_successor_gets_its_gpu(tmp_path):
     with local_engine(2, 1, ("4", "7")) as engine:
-        long = engine.submit(time.sleep, 8)
+        long = engine.submit(engine_jobs.wait_for, tmp_path / "go")
         lost = engine.submit(engine_jobs.die)
         with pytest.raises(WorkerLost, match="its process was killed"):
             lost.result()
@@ -289,6 +289,7 @@ def test_a_lost_worker_takes_no_other_and_its_successor_gets_its_gpu():
         _, second = engine.submit(engine_jobs.environment, "CUDA_VISIBLE_DEVICES").result()
         assert gpu == "7"
         assert first == second  # a worker stays for the next job
+        (tmp_path / "go").touch()
         assert long.result() is None
         assert engine.submit(engine_jobs.threads).result() == 1
         with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -315,10 +316,13 @@ def test_local_workers_stop_when_they_are_asked_to():
 def cluster():
     """Ray on this machine: two cores, and two GPUs that it is told of."""
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers import the jobs by name, and do not have pytest's path.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.mark.slow

@@ -21,7 +21,13 @@ FEW = [
     *("ChannelL2 out, keep_norm", "ChannelL2 in", "GradientCentralization plain", "SingularValueBand plain"),
     *("L1 coherent", "L1 proximal, history", "GroupL1 in", "GroupL1 out, proximal", "CautiousWeightDecay plain"),
     *("L1 behind Coherent(total, global)", "L1 behind Coherent(lookahead)", "metric, band, L1, Stiefel"),
-    *("Sphere filter", "Sphere kernel AdamW", "Stiefel polar", "Product slice, random", "GramFrobenius every second step"),
+    *(
+        "Sphere filter",
+        "Sphere kernel AdamW",
+        "Stiefel polar",
+        "Product slice, random",
+        "GramFrobenius every second step",
+    ),
 ]
 
 
@@ -122,12 +128,17 @@ def test_what_goes_wrong_on_one_process_is_told_on_all():
     assert first["nan"][0] == second["nan"][0] == "NonFiniteGradientError"
     assert "The gradient of 2.weight holds 1 NaN" in first["nan"][1]
     assert sum(error.startswith("rank ") for _, error in (first["nan"], second["nan"])) == 1
-    assert first["unchanged"] and first["gradients are the user's"]
-    assert "whole on rank" in first["table"] and "rows on each rank" in first["table"]
+    assert first["unchanged"]
+    assert first["gradients are the user's"]
+    assert "whole on rank" in first["table"]
+    assert "rows on each rank" in first["table"]
     assert first["moved"] == ["0.weight", "2.weight", "4.weight", "6.weight"]
-    assert first["broken"][0] == "VerificationError" and "2.weight" in first["broken"][1]
-    assert first["mended"] == ("", "") and "2.weight" in first["moved later"]
-    assert first["inplace"][0] == "AttachError" and "sharded (fully_shard)" in first["inplace"][1]
+    assert first["broken"][0] == "VerificationError"
+    assert "2.weight" in first["broken"][1]
+    assert first["mended"] == ("", "")
+    assert "2.weight" in first["moved later"]
+    assert first["inplace"][0] == "AttachError"
+    assert "sharded (fully_shard)" in first["inplace"][1]
 
 
 def saved_and_loaded(rank: int, folder: str, ranks: int, part: str) -> dict:
@@ -163,7 +174,8 @@ def test_a_distributed_checkpoint_goes_on_with_another_number_of_ranks(tmp_path)
     for ranks in (2, 1, 4):
         on = run_ranks(saved_and_loaded, ranks, str(tmp_path / "a"), ranks, "second")
         for result in on:
-            assert result["steps"] == 6 and result["duty"] == through[0]["duty"]
+            assert result["steps"] == 6
+            assert result["duty"] == through[0]["duty"]
             bound = 0.0 if ranks == 2 else 1e-12
             assert fsdp2.largest_difference(through[0]["weights"], result["weights"]) <= bound
 
@@ -199,7 +211,9 @@ def exchanged(rank: int, ranks: int) -> tuple[int, bool]:
     for k, (shape, owner) in enumerate(zip(shapes, owners, strict=True)):
         layout = ShardLayout(shape, 1 if k == 4 else 0, rank, ranks, group)
         whole = torch.arange(float(math.prod(shape))).view(shape) + 100 * k
-        items.append(Item(layout, owner, layout.cut(whole, rank).clone(), torch.zeros(shape) if owner == rank else None))
+        items.append(
+            Item(layout, owner, layout.cut(whole, rank).clone(), torch.zeros(shape) if owner == rank else None)
+        )
     exchange.gather(items)
     for k, item in enumerate(items):
         if item.whole is not None:

@@ -74,6 +74,9 @@ class SamplingError(WeightspaceError, ValueError):
     """Samples of weights cannot be stored, read, averaged or diagnosed as asked."""
 
 
+_LONGEST_NAME = 200
+
+
 def nearest(name: object, known: Iterable[str], phrase: str = "; the nearest is {!r}") -> str:
     """The known name most like `name`, as a phrase for the end of an error sentence; letter case does not count.
 
@@ -92,5 +95,17 @@ def nearest(name: object, known: Iterable[str], phrase: str = "; the nearest is 
         'epochs'
     """
     by_lower = {entry.lower(): entry for entry in known}
+    if len(str(name)) > _LONGEST_NAME:  # no misspelling, and slow to compare
+        return ""
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
     return phrase.format(by_lower[close[0]]) if close else ""
+
+
+def shortened(value: object, most: int = 200) -> str:
+    """A value as it prints, cut: for values that come from files, which may be of any length.
+
+    >>> shortened("a" * 300, most=8)
+    "'aaaa..."
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from weightspace import gates, manifolds, metrics, penalties
-from weightspace.errors import RuleError, nearest
+from weightspace.errors import RuleError, nearest, shortened
 from weightspace.gates.facts import GATES, GateEntry
 from weightspace.kernels import Rule, Stage
 from weightspace.kernels.selection import Selection, parse
@@ -304,7 +304,7 @@ def make_gate(name: str, /, **options: Any) -> gates.Gate:
     """
     entry = GATES.get(name) if isinstance(name, str) else None
     if entry is None:
-        raise RuleError(f"There is no gate {name!r}{_hint(name, GATES)}")
+        raise RuleError(f"There is no gate {shortened(name)}{_hint(name, GATES)}")
     _check_options(name, entry.factory, options)
     missing = [f.name for f in fields(entry.factory) if f.default is MISSING and f.name not in options]
     if missing:
@@ -326,7 +326,7 @@ def make_rule(name: str, /, **options: Any) -> Rule:
     """
     entry = REGISTRY.get(name) if isinstance(name, str) else None
     if entry is None:
-        raise RuleError(f"There is no rule {name!r}{_hint(name, REGISTRY)}")
+        raise RuleError(f"There is no rule {shortened(name)}{_hint(name, REGISTRY)}")
     _check_options(name, entry.factory, options)
     on = options.get("on")
     if not isinstance(on, str | Selection | None):

@@ -55,8 +55,8 @@ class RulesCallback(TrainerCallback):
 
     Example:
         >>> from weightspace.metrics import ChannelL2
-        >>> RulesCallback(ChannelL2(smoothing=4.0), measure_every=50)
-        RulesCallback(ChannelL2(smoothing=4.0))
+        >>> RulesCallback(ChannelL2(smoothing=2.0), measure_every=50)
+        RulesCallback(ChannelL2(smoothing=2.0))
     """
 
     def __init__(

@@ -46,8 +46,8 @@ class RulesCallback(Callback):
 
     Example:
         >>> from weightspace.metrics import ChannelL2
-        >>> RulesCallback(ChannelL2(smoothing=4.0), measure_every=50)
-        RulesCallback(ChannelL2(smoothing=4.0))
+        >>> RulesCallback(ChannelL2(smoothing=2.0), measure_every=50)
+        RulesCallback(ChannelL2(smoothing=2.0))
     """
 
     def __init__(

@@ -64,7 +64,9 @@ class ParameterInfo:
     @property
     def is_in_place(self) -> bool:
         """True while the owner holds this very parameter as a plain attribute, as it did when it was described."""
-        if self.owner is None or hasattr(self.held, "device_mesh"):  # a sharded layer holds whole weights while it computes
+        if self.owner is None or hasattr(
+            self.held, "device_mesh"
+        ):  # a sharded layer holds whole weights while it computes
             return True
         # The table itself: attribute access would run a parametrization.
         return self.owner._parameters.get(self.role) is self.parameter  # noqa: SLF001

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from weightspace.manifolds import Manifold
 from weightspace.metrics import Metric
 from weightspace.penalties import Penalty, WeightPenalty
 
+ShareWork = bool | Literal["auto"]
 HOOK_MARK = "_weightspace_rules"
 _HOOKS = "_optimizer_step_pre_hooks"
 
@@ -31,6 +32,7 @@ class Options:
     check_finite: bool
     inplace: bool
     batching: Batching
+    share_work: ShareWork
 
     def __post_init__(self) -> None:
         k = self.measure_every
@@ -41,6 +43,8 @@ class Options:
                 raise RuleError(f"attach() got {name}={getattr(self, name)!r}; it is a switch: pass True or False.")
         if self.batching not in ("auto", "single", "stacked"):
             raise RuleError(f"attach() got batching={self.batching!r}; choose 'auto', 'single' or 'stacked'.")
+        if not isinstance(self.share_work, bool) and self.share_work != "auto":
+            raise RuleError(f"attach() got share_work={self.share_work!r}; choose 'auto', True or False.")
 
 
 def check_rules(rules: tuple[Rule, ...]) -> None:

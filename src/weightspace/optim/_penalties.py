@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from weightspace.errors import AttachError, OperatorError
 from weightspace.gates import ComparingGate
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo
@@ -24,8 +23,9 @@ from weightspace.optim._finite import all_finite, sum_of
 from weightspace.optim._gates import Gated, Number, Offer, ask_comparing, ask_schedules
 from weightspace.optim._inputs import InputSizes
 from weightspace.optim._lookahead import Again, look_ahead
-from weightspace.optim._operator_penalties import Addition, PenaltyTask, raise_gradient, raise_weight
+from weightspace.optim._operator_penalties import Addition, PenaltyTask, raise_gradient
 from weightspace.optim._parts import Parts
+from weightspace.optim._shared_work import SharedWork
 from weightspace.optim._transform import Swap, read_numbers
 from weightspace.optim._weight_penalties import Watch, WeightTask, first_look, settle
 from weightspace.penalties import Memory, OperatorPenalty, Penalty, WeightPenalty
@@ -40,12 +40,14 @@ class Penalties:
         tasks: Those on linear maps, in the order in which they act.
         weight_tasks: Those on the numbers of weights.
         sizes: What the layers read.
+        shared_work: Who evaluates which of `tasks`.
         watch: Notices weights that vanished.
         needs_closure: Whether a gate needs a second backward pass.
     """
 
-    def __init__(self, work: Workspace) -> None:
+    def __init__(self, work: Workspace, shared_work: SharedWork) -> None:
         self._work = work
+        self.shared_work = shared_work
         self.tasks: list[PenaltyTask] = []
         self.weight_tasks: list[WeightTask] = []
         self.sizes = InputSizes()
@@ -68,6 +70,7 @@ class Penalties:
         self.tasks = [task for task in tasks if isinstance(task, PenaltyTask)]
         self.weight_tasks = [task for task in tasks if isinstance(task, WeightTask)]
         self._know_reach()
+        self.shared_work.build(self.tasks)
         self.needs_closure = any(task.penalty.gate.looks_at == "lookahead" for task in tasks)
         # Also of layers that are frozen or in no group yet: when they join, a forward pass has gone through already.
         self.sizes.watch(
@@ -119,7 +122,8 @@ class Penalties:
             must_check: Raise for weights or penalty gradients that are not finite; two synchronizations a device.
 
         Raises:
-            AttachError: A layer's input size is not known, or no penalty can be had at that size.
+            AttachError: A layer's input size is not known, no penalty can be had at that size, or processes that
+                divide the work see different work.
             NonFiniteGradientError: A weight or a penalty's gradient is not finite.
         """
         self._due = [t for t in self.weight_tasks if _is_due(t, step)]
@@ -130,21 +134,14 @@ class Penalties:
         # A comparing gate decides later: what it said last time says nothing about now.
         due = [t for t in due if isinstance(t.penalty.gate, ComparingGate) or t.is_open is not False]
         here = [task for task in due if task.is_here]
-        operators = {id(t): t.operator(self.sizes) for t in here}  # all of them, before any evaluation is paid for
-        if must_check and here and not all_finite(sum_of(o.weight) for o in operators.values()):
-            raise_weight(here)
+        gradients = self.shared_work.evaluate(here, self.sizes, step, must_check=must_check)
+        found = dict(zip(map(id, here), gradients, strict=True))
         additions: list[Addition] = []
         for task in due:
-            task.memory.step = step
-            operator = operators.get(id(task))
-            if operator is None:  # another process evaluates it and decides with the others
-                task.latest = torch.zeros((), device=task.info.parameter.device)
-                additions.append(Addition(task, task.info.parameter.detach()))
-                continue
-            try:
-                task.latest, gradient = task.rule.evaluate(operator, task.memory)
-            except OperatorError as error:
-                raise AttachError(f"{task.penalty} on {task.info.name}: {error}") from None
+            gradient = found.get(id(task))
+            if gradient is None:  # another process holds the weight and decides with the others
+                task.memory.step, task.latest = step, torch.zeros((), device=task.info.parameter.device)
+                gradient = task.info.parameter.detach()
             additions.append(Addition(task, gradient))
         if must_check and additions and not all_finite(sum_of(a.gradient) for a in additions):
             raise_gradient(additions)

@@ -15,6 +15,7 @@ from weightspace.optim._checks import Options, refuse_flat_shards
 from weightspace.optim._manifolds import Manifolds, check_constraints
 from weightspace.optim._parts import Parts
 from weightspace.optim._penalties import Penalties
+from weightspace.optim._shared_work import SharedWork
 from weightspace.optim._transform import BatchTransform
 from weightspace.optim.groups import refuse_two_constraints
 from weightspace.penalties import Penalty, WeightPenalty
@@ -54,7 +55,8 @@ class Plan:
         self.batches: list[Batch] = []
         self.transforms: list[BatchTransform] = []
         self.work = Workspace()
-        self.penalties = Penalties(self.work) if any(isinstance(r, Penalty) for r in rules) else None
+        shared_work = SharedWork(model, options.share_work)
+        self.penalties = Penalties(self.work, shared_work) if any(isinstance(r, Penalty) for r in rules) else None
         self.manifolds = Manifolds() if any(isinstance(r, Manifold) for r in rules) else None
         self.parts = Parts()
         self.lent: list[str] = []

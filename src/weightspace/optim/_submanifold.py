@@ -19,6 +19,7 @@ from weightspace.kernels.parameters import has_same_layout
 from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Euclidean, Manifold, parse
 from weightspace.optim._finite import gradients_finite, raise_non_finite_named
+from weightspace.optim._foreign_state import refusing_foreign_state
 from weightspace.optim._group_checks import check_listed_once, check_options, check_saved, refuse_complex
 from weightspace.optim._mirrored import Mirrored
 from weightspace.optim._stand_ins import writes
@@ -293,6 +294,7 @@ class SubmanifoldOptimizer(Mirrored):
             if (constraint := self._constraint(parameter, group, k)) is not None
         ]
 
+    @refusing_foreign_state("optimizers on manifolds", keep=(ValueError,))
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave.
 
@@ -330,6 +332,7 @@ class SubmanifoldOptimizer(Mirrored):
                         f"The state was saved with {key}={saved[key]!r}, this group has {mine[key]!r}; build the "
                         "optimizer with the same manifolds first."
                     )
+            _check_names(saved, len(mine["params"]))
             groups[k] = {**{key: mine[key] for key in _IDENTITY}, **saved}
             names = mine.get("param_names") or [f"parameter {i}" for i in saved["params"]]
             for i, name, parameter in zip(saved["params"], names, mine["params"], strict=False):
@@ -379,3 +382,12 @@ class SubmanifoldOptimizer(Mirrored):
 def new_slack() -> torch.Tensor:
     """Of a weight before its first step: nothing is known of its violation, no step since its last correction."""
     return torch.tensor([math.inf, 0.0])
+
+
+def _check_names(saved: Group, count: int) -> None:
+    """Names label every later error and the noise of every chain: what stands in a file is looked at first."""
+    names = saved.get("param_names")
+    if names is not None and not (
+        isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names)
+    ):
+        raise AttachError(f"The state names its parameters {str(names)[:80]}; it should hold {count} names, or none.")

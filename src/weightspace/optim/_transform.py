@@ -189,12 +189,17 @@ def read_measured(
     if not split:
         return figures
     parts = [found.get(name, (0.0, 0.0, 0.0)) for name in split]
-    energies = [[rho * n**2, (s * n) ** 2, n**2, float(name in found)] for name, (rho, s, n) in zip(split, parts, strict=True)]
+    energies = [
+        [rho * n**2, (s * n) ** 2, n**2, float(name in found)] for name, (rho, s, n) in zip(split, parts, strict=True)
+    ]
     for name, (mean, after, total, count) in zip(
         split, together.sum(torch.tensor(energies, dtype=torch.float64)).tolist(), strict=True
     ):
         if count:
-            figures[name] = {"rho": mean / total if total else 0.0, "shrinkage": math.sqrt(after / total) if total else 1.0}
+            figures[name] = {
+                "rho": mean / total if total else 0.0,
+                "shrinkage": math.sqrt(after / total) if total else 1.0,
+            }
     return figures
 
 

@@ -210,9 +210,7 @@ class Twin(TwinWeights):
         split = {part.name for part in self.parts() if part.layout is not None}
         others = self.together.merged({name: value for name, value in own.items() if name in split})
         return {
-            part.name: [facts[part.name] for facts in others if part.name in facts]
-            if part.name in split
-            else [own[part.name]] * (part.name in own)
+            part.name: [facts[part.name] for facts in (others if part.name in split else [own]) if part.name in facts]
             for part in self.parts()
         }
 

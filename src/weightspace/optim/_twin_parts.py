@@ -56,7 +56,7 @@ class Part:
     tensor: torch.Tensor | None = None
     place: int = -1
     state: dict[str, Any] = field(default_factory=dict[str, Any])
-    known: tuple[int, int] | None = None
+    known: tuple[int, int, int] | None = None
     wrapped: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict[str, tuple[torch.Tensor, torch.Tensor]]
     )
@@ -72,10 +72,11 @@ class Part:
         return self.layout is None or self.layout.rank == self.owner
 
     @property
-    def memory(self) -> tuple[int, int]:
-        """What tells that somebody wrote to this process's rows."""
+    def memory(self) -> tuple[int, int, int]:
+        """What tells that somebody wrote to this process's rows: a DTensor and its part count writes apart."""
         local = local_part(self.held)
-        return local.data_ptr(), local._version  # noqa: SLF001  # autograd's own count; torch has no public name for it
+        # autograd's own counts; torch has no public name for them
+        return local.data_ptr(), self.held._version, local._version  # noqa: SLF001
 
     @property
     def is_written(self) -> bool:

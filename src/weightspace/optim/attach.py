@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 from weightspace.errors import AttachError
 from weightspace.kernels import Rule
 from weightspace.kernels.stacking import Batching
-from weightspace.optim._checks import Options, check_direction, check_optimizer, check_rules, unwrap_optimizer
+from weightspace.optim._checks import (
+    Options,
+    ShareWork,
+    check_direction,
+    check_optimizer,
+    check_rules,
+    unwrap_optimizer,
+)
 from weightspace.optim.rules import Rules
 
 __all__ = ["Rules", "attach"]
@@ -26,6 +33,7 @@ def attach(
     check_finite: bool = True,
     inplace: bool = False,
     batching: Batching = "auto",
+    share_work: ShareWork = "auto",
 ) -> Rules:
     """Puts rules in force on a torch optimizer; the rest of the training script stays as it is.
 
@@ -44,6 +52,9 @@ def attach(
         check_finite: Raise on NaN or infinite gradients before any weight changes; one synchronization a step.
         inplace: Overwrite `p.grad` instead of lending buffers: saves their memory, `p.grad` ends transformed.
         batching: `"single"` runs weight by weight, `"stacked"` equal weights in one call, `"auto"` as measured.
+        share_work: Inside `DistributedDataParallel` let each process evaluate some of the penalties on singular values
+            and their like, and send the others what it found, the same bits: `"auto"` where that is estimated to be
+            faster, True always, False never. The model must be given wrapped.
 
     Returns:
         `Rules`, with `table()`, `verify()`, `state_dict()`, `remove()`. The optimizer keeps them; you need not.
@@ -65,7 +76,7 @@ def attach(
         ([-1.5, -2.5], [1.0, 3.0])
     """
     check_rules(rules)
-    options = Options(measure_every, check_finite, inplace, batching)
+    options = Options(measure_every, check_finite, inplace, batching, share_work)
     if not isinstance(optimizer, Optimizer):
         raise AttachError(f"attach() needs a torch.optim.Optimizer first and the model second; got {type(optimizer)}.")
     inner = unwrap_optimizer(optimizer)

@@ -8,9 +8,8 @@ collector.
 from __future__ import annotations
 
 import copy
-import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 import torch
@@ -19,18 +18,17 @@ from torch.optim import Optimizer
 
 from weightspace.errors import AttachError
 from weightspace.kernels import RoutingTable, Rule, unwrap
-from weightspace.optim._checks import HOOK_MARK, Options, check_closure, check_gradients
-from weightspace.optim._finite import all_finite, raise_non_finite, raise_overflow, sum_of, sums
-from weightspace.optim._gates import Number
-from weightspace.optim._lookahead import Again, RandomState
+from weightspace.optim._before import BeforeStep, is_rehearsal
+from weightspace.optim._checks import HOOK_MARK, Options, check_closure
+from weightspace.optim._foreign_state import refusing_foreign_state
+from weightspace.optim._lookahead import RandomState
 from weightspace.optim._manifolds import Reproject, momentum_keys
 from weightspace.optim._plan import Plan
 from weightspace.optim._stand_ins import StandIns
-from weightspace.optim._transform import Measured, Swap, read_measured
+from weightspace.optim._transform import read_measured
 from weightspace.optim._verify_penalties import measure_penalties
 from weightspace.optim.verify import PropertyCheck, measure_properties, raise_if_broken, worst_of
 from weightspace.precision import full_precision
-from weightspace.sharding import Together, local_part
 
 _STATE_VERSION = 1
 
@@ -44,7 +42,7 @@ class Rules:
         self._options = options
         self._plan = Plan(optimizer, model, rules, options)
         self._stand_ins = StandIns()
-        self._measured: Measured = {}
+        self._before = BeforeStep(self._plan, self._stand_ins, options)
         self._steps = self._plan.steps
         self._is_open = self._is_removed = False
         self._handles = [
@@ -141,7 +139,7 @@ class Rules:
         acting = {info.name for info in self._plan.acting}
         split = [info.name for info in self._plan.acting if info.is_split and info.name in self._plan.lent]
         figures = read_measured(
-            {name: figures for name, figures in self._measured.items() if name in acting},
+            {name: figures for name, figures in self._before.measured.items() if name in acting},
             split,
             self._plan.parts.together,
         )
@@ -201,6 +199,7 @@ class Rules:
             state["fallbacks"] = self.fallbacks
         return state
 
+    @refusing_foreign_state("rules")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave, after checking that it belongs to the same rules on the same parameters.
 
@@ -242,7 +241,7 @@ class Rules:
         for handle in self._handles:
             handle.remove()
         self._plan.clear()
-        self._measured.clear()
+        self._before.measured.clear()
         self._is_removed = True
 
     def restore_gradients(self) -> None:
@@ -276,7 +275,7 @@ class Rules:
             )
         twin = Rules(optimizer, copy.deepcopy(self._plan.model, memo), self.rules, self._options)
         twin._steps.copy_(self._steps)
-        twin._measured = dict(self._measured)
+        twin._before.measured = dict(self._before.measured)
         if twin._plan.penalties is not None and self._plan.penalties is not None:
             twin._plan.penalties.copy_from(self._plan.penalties)
         if twin._plan.manifolds is not None:
@@ -296,7 +295,7 @@ class Rules:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._stand_ins.refuse_if_written(self._plan.acting)
-        if _is_rehearsal(optimizer, self._plan.parts.together):
+        if is_rehearsal(optimizer, self._plan.parts.together):
             return None
         self._is_open = True
         self._stand_ins.take_back()
@@ -311,7 +310,7 @@ class Rules:
                     "A gate with against='lookahead' computes every batch twice; call optimizer.step(closure) with a "
                     "closure that zeroes the gradients, computes loss and gradients and returns the loss."
                 )
-            self._swap(optimizer)
+            self._before.swap(optimizer)
             return None
         check_closure(closure)
         wrapped = self._wrap(closure, optimizer)
@@ -347,88 +346,7 @@ class Rules:
             loss = closure()
             self._stand_ins.take_back()  # a step within a step wraps the closure twice
             with torch.no_grad():
-                self._swap(optimizer, None if before is None else (closure, before))
+                self._before.swap(optimizer, None if before is None else (closure, before))
             return loss
 
         return wrapped
-
-    def _swap(self, optimizer: Optimizer, again: Again | None = None) -> None:
-        self._pull()
-        must_check = self._must_check(optimizer)
-        together = self._plan.parts.together
-        with together.agreeing(when=must_check), full_precision():
-            check_gradients(self._plan.acting, inplace=self._options.inplace)
-            if must_check and self._options.inplace and not all_finite(sums(self._plan.acting)):
-                raise_non_finite(self._plan.acting)  # before touching anything: there is no second copy
-            # They depend on weights only, and what they refuse must be known before a gradient is touched.
-            penalties, step = self._plan.penalties, int(self._steps)
-            additions = [] if penalties is None else penalties.evaluate(step, must_check=must_check)
-        # Not in full precision: the second pass must compute as the first did.
-        second = {} if penalties is None else penalties.look_ahead(additions, again, self._plan.model, optimizer)
-        with together.agreeing(when=must_check), full_precision():
-            witnesses: list[torch.Tensor] = []
-            swaps = self._transformed(witnesses if must_check else None)
-            grad_scale = getattr(optimizer, "grad_scale", None)
-            seen = {} if penalties is None else penalties.look(additions, swaps, grad_scale)
-            if must_check:
-                self._check(witnesses, swaps, seen)
-        with full_precision():
-            if penalties is not None:
-                penalties.act(additions, swaps, second, step, grad_scale)
-            if self._plan.manifolds is not None:
-                self._plan.manifolds.before(swaps, step, must_measure=self._is_measured)
-            self._stand_ins.put(s for s in self._plan.parts.stand_ins(swaps, self._plan.lent) if s.is_filled)
-
-    def _pull(self) -> None:
-        """Brings together what this process computes on of sharded weights."""
-        is_written = self._plan.parts.pull(int(self._steps))
-        if is_written and self._plan.manifolds is not None:
-            with self._plan.parts.together.agreeing():
-                self._plan.manifolds.enforce(int(self._steps), is_written=True)
-            self._plan.parts.push_weights()
-            self._plan.manifolds.tell_moved(self._plan.parts.together)
-
-    @property
-    def _is_measured(self) -> bool:
-        every = self._options.measure_every
-        return every is not None and int(self._steps) % every == 0
-
-    def _transformed(self, witnesses: list[torch.Tensor] | None) -> list[Swap]:
-        """The stand-ins of this step, with what the metrics make of the gradients."""
-        swaps: list[Swap] = []
-        for transform in self._plan.transforms:
-            swaps += transform.run(witnesses, self._measured if self._is_measured else None)
-        return swaps
-
-    def _check(self, witnesses: list[torch.Tensor], swaps: list[Swap], seen: Mapping[int, Number]) -> None:
-        """Raises for gradients that are not finite; `seen` is known of some, and only the others are read for it."""
-        inplace = self._options.inplace
-        if not inplace:
-            witnesses += [sum_of(s.gradient) for s in swaps if not s.is_filled and id(s.parameter) not in seen]
-            witnesses += sums(i for i in self._plan.unlent if id(i.parameter) not in seen)
-            witnesses += [number.reshape(1) for number in seen.values() if isinstance(number, torch.Tensor)]
-            if not all(math.isfinite(number) for number in seen.values() if not isinstance(number, torch.Tensor)):
-                raise_non_finite(self._plan.acting)  # a square may overflow where the gradient is finite
-        if witnesses and not all_finite(witnesses):
-            if not inplace:
-                raise_non_finite(self._plan.acting)
-            if not all(bool(swap.data.isfinite().all()) for swap in swaps):  # a mere sum may overflow
-                raise_overflow(inplace=inplace)
-
-    def _must_check(self, optimizer: Optimizer) -> bool:
-        # A fused optimizer under GradScaler gets `found_inf` and skips the step by itself; CUDA graphs cannot wait.
-        if not self._options.check_finite or getattr(optimizer, "found_inf", None) is not None:
-            return False
-        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-
-
-def _is_rehearsal(optimizer: Optimizer, together: Together) -> bool:
-    """Whether a step is none: from gradients of zero, at a rate of zero.
-
-    So torch.distributed.checkpoint has an optimizer make its state before it saves or loads it. Gates that were asked,
-    or memories that learned a gradient of zero, would not be where the training left them.
-    """
-    if any(not isinstance(rate := group.get("lr"), float | int | torch.Tensor) or rate for group in optimizer.param_groups):
-        return False
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and not together.any(any(bool(local_part(g).any()) for g in grads))

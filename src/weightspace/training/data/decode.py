@@ -134,5 +134,5 @@ def labels_tensor(labels: Sequence[int]) -> Tensor:
     """
     try:
         return torch.tensor(labels, dtype=torch.int64)
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, ValueError) as error:
         raise DataError(f"There is a label {max(labels, key=abs):,}: labels count classes from 0.") from error

@@ -23,7 +23,7 @@ IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("fine_label", "label")
 NEEDS_PYARROW = 'Parquet and arrow files need pyarrow: run pip install "weightspace[parquet]".'
 # Equal rows cost nothing in a file: a few bytes can announce billions.
-MAX_ROWS = 50_000_000
+MAX_ROWS = 20_000_000
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 
