@@ -109,7 +109,7 @@ def _time_on_rank(
     same = all(torch.equal(one, everywhere) for one in all_of)
     penalties = opened[1][2]._plan.penalties  # noqa: SLF001 - counted for this page only
     sent = 0 if penalties is None else penalties.shared_work.broadcasts.sent
-    return turns[1:], same, sent // (rounds + 1)
+    return turns[1:], same, sent / (rounds + 1)
 
 
 def _divides(term: str, network: str, ranks: int) -> bool:

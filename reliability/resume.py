@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
+from reliability.cases import cases
 from reliability.findings import METHODS, Finding
-from reliability.kills import Attempt, Kill, attempt
+from reliability.kills import Kill, attempt
+from reliability.outcomes import outcome, unequal
+from reliability.resume_faults import SCENARIOS, kill_everywhere
+from reliability.resume_scripts import THROUGH, resumed_differences
 from reliability.resume_trials import TRIALS, Trial, train_or_sample
-from weightspace.files import read_json
-from weightspace.training.json_lines import read_json_lines
 
 KILLS = 20  # of every method at least
 QUICK_KILLS = 3
@@ -47,20 +45,44 @@ class Killed:
 
 
 def measure(*, quick: bool) -> list[Finding]:
-    """Kills every trial of every method, in turns, until each method has had its kills."""
-    return [_of_method(method, kills=QUICK_KILLS if quick else KILLS, quick=quick) for method in METHODS]
+    """Kills every trial of every method until each method has had its kills; then one run at every file operation."""
+    found = [_of_method(method, quick=quick) for method in METHODS]
+    return [*found, _of_file_operations(quick=quick)]
 
 
-def _of_method(method: str, *, kills: int, quick: bool) -> Finding:
+def _of_method(method: str, *, quick: bool) -> Finding:
+    kills = QUICK_KILLS if quick else KILLS
     trials = [trial for trial in TRIALS if trial.method == method][: 1 if quick else None]
     share = -(-kills // len(trials))
     found = [kill_at_random(trial, kills=share, seed=k) for k, trial in enumerate(trials)]
     total, runs = sum(f.kills for f in found), sum(f.runs for f in found)
-    equal = runs - sum(bool(f.different) for f in found)
-    writing = sum(f.during_a_write for f in found)
-    text = f"{total} kills, {equal} of {runs} runs bit-equal"
-    details = {"kills": total, "kills during a write": writing, "runs": runs, "trials": [vars(f) for f in found]}
-    return Finding(method, text, holds=equal == runs and total >= kills, details=details)
+    equal = runs - sum(len({text.split(":")[0] for text in f.different}) for f in found)
+    scripts = _scripts(method, quick=quick)
+    unequal_scripts = {name: texts for name, texts in scripts.items() if texts}
+    details: dict[str, Any] = {
+        "kills": total,
+        "kills during a write": sum(f.during_a_write for f in found),
+        "runs": runs,
+        "scripts": len(scripts),
+        "scripts that differ": unequal_scripts,
+        "trials": [vars(f) for f in found],
+    }
+    text = f"{total} kills: {equal} of {runs} runs bit-equal"
+    return Finding(method, text, holds=equal == runs and total >= kills and not unequal_scripts, details=details)
+
+
+def _scripts(method: str, *, quick: bool) -> dict[str, list[str]]:
+    """What differs in scripts without the trainer that stop and go on, by case and kind of file."""
+    mine = [case for case in cases() if case.method == method][: 2 if quick else None]
+    return {f"{case.name}, {kind}": resumed_differences(case, kind) for case in mine for kind in THROUGH}
+
+
+def _of_file_operations(*, quick: bool) -> Finding:
+    found = {s.name: kill_everywhere(s, step=7 if quick else 1) for s in SCENARIOS[: 1 if quick else None]}
+    kills = sum(number for number, _ in found.values())
+    different = [text for _, texts in found.values() for text in texts]
+    details = {"kills by scenario": {name: number for name, (number, _) in found.items()}, "different": different}
+    return Finding("all", f"{kills} kills at file operations", holds=not different, details=details)
 
 
 def kill_at_random(trial: Trial, *, kills: int, seed: int) -> Killed:
@@ -90,80 +112,3 @@ def _is_killed(folder: Path, trial: Trial, after: float, found: Killed) -> bool:
     found.kills += ended.is_killed
     found.during_a_write += ended.is_killed and any(folder.rglob(_LEFTOVERS))
     return ended.is_killed
-
-
-def kill_everywhere(
-    start: Callable[[Path], None],
-    function: Callable[..., Any],
-    arguments: Sequence[Any],
-    expected: dict[str, Any],
-    *,
-    resume: Callable[..., Any] | None = None,
-    power_cut: bool = False,
-    first: int = 1,
-    step: int = 1,
-) -> tuple[int, list[str]]:
-    """Kills a process before each of its file operations in turn, resumes, and compares what comes of it.
-
-    Args:
-        start: Makes the folder as the process finds it.
-        function: The process, as in `attempt`.
-        arguments: Of it.
-        expected: `outcome` of an undisturbed run.
-        resume: What goes on after the kill; None: the same function.
-        power_cut: Whether what was not synced is lost too.
-        first: The first operation to die before.
-        step: 1 for every operation; 2 for every second one, and so on.
-
-    Returns:
-        How many kills, and what was not equal.
-    """
-    different: list[str] = []
-    kills = 0
-    with tempfile.TemporaryDirectory() as name:
-        while True:
-            at = first + step * kills
-            folder = Path(name) / str(at)
-            start(folder)
-            ended: Attempt = attempt(function, folder, *arguments, kill=Kill(at=at, power_cut=power_cut))
-            if not ended.is_killed:
-                return kills, different
-            kills += 1
-            attempt(resume or function, folder, *arguments)
-            texts = [*unequal(outcome(folder), expected), *(f"{p.name} is left" for p in folder.rglob(_LEFTOVERS))]
-            different += [f"operation {at}: {text}" for text in texts]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """What a finished run, or its chains, leaves: every file's content but for times; checkpoints only by their number."""
-    found: dict[str, Any] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(path.relative_to(folder))
-        if path.name == "metrics.jsonl":
-            found[name] = [_without_times(record) for record in read_json_lines(path)]
-        elif path.suffix == ".json" and path.name != "run.json":
-            found[name] = _without_times(read_json(path))
-        elif path.suffix == ".safetensors" and not path.name.startswith("checkpoint-"):
-            # Not the file's bytes: safetensors writes the notes of its header in any order.
-            found[name] = {key: (str(t.dtype), list(t.shape), _bytes(t)) for key, t in load_file(path).items()}
-    return found
-
-
-def unequal(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Where two outcomes differ."""
-    missing = [f"{name} is only in one" for name in sorted(one.keys() ^ other.keys())]
-    return missing + [f"{name} differs" for name in sorted(one.keys() & other.keys()) if one[name] != other[name]]
-
-
-def _without_times(record: Any) -> Any:
-    """Without times, and without the check sums of files, whose headers are in any order."""
-    if isinstance(record, list):
-        return [_without_times(entry) for entry in cast("list[Any]", record)]
-    if not isinstance(record, dict):
-        return record
-    entries = cast("dict[str, Any]", record)
-    return {key: _without_times(value) for key, value in entries.items() if key not in _NOT_COMPARED}
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +14,7 @@ from reliability.cases import Case, Opened, make_model, train
 from weightspace.training.checkpoint import load_checkpoint, save_checkpoint
 
 Through = Literal["safetensors", "torch.save"]
+THROUGH: tuple[Through, ...] = ("safetensors", "torch.save")
 _BEFORE, _AFTER = 3, 3  # steps
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +118,8 @@ def train_by_command(folder: Path, trial: Trial, every: int, resume: bool) -> No
     file = folder.with_suffix(".yaml")
     file.write_text(json.dumps(trial.recipe().to_dict()), encoding="utf-8")  # JSON is YAML
     session.load_recipe_data = lambda _: images()  # pyright: ignore[reportAttributeAccessIssue] - a process of its own
-    train(str(file), out=folder, seed=1, checkpoint_every=every, resume=resume)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train(str(file), out=folder, seed=1, checkpoint_every=every, resume=resume)
 
 
 def _optimizer(name: str, lr: float, factor: float | None = None, **options: Any) -> dict[str, Any]:
@@ -129,10 +132,21 @@ _LANGEVIN = _optimizer("ConstrainedLangevin", 0.02, momentum=0.9, temperature=1.
 SHORT = Trial(
     "short",
     "channel gradients",
-    ({"rule": "ChannelL2", "smoothing": 4.0}, {"rule": "L2", "weight": 0.01, "gate": {"gate": "RandomGate", "duty": 0.5}}),
+    (
+        {"rule": "ChannelL2", "smoothing": 4.0},
+        {"rule": "L2", "weight": 0.01, "gate": {"gate": "RandomGate", "duty": 0.5}},
+    ),
     {"epochs": 1, "measure_every": 3},
 )
 """Six steps, for what is tried very often."""
+CHAINS = Trial(
+    "short chains",
+    "constrained Langevin",
+    ({"rule": "Oblique", "on": _NOT_HEAD},),
+    {"epochs": 2, "optimizer": _LANGEVIN, "schedule": {"name": "constant"}, "measure_every": 2},
+    chains=2,
+)
+"""Twelve steps each."""
 
 TRIALS = (
     Trial(
@@ -185,7 +199,13 @@ TRIALS = (
         "gated penalties",
         (
             {"rule": "L1", "weight": 1.0, "application": "proximal", "on": "name('features.3.*')"},
-            {"rule": "L2", "weight": 0.01, "every": 3, "on": "linears", "gate": {"gate": "Coherent", "against": "total"}},
+            {
+                "rule": "L2",
+                "weight": 0.01,
+                "every": 3,
+                "on": "linears",
+                "gate": {"gate": "Coherent", "against": "total"},
+            },
         ),
         {"epochs": 9},  # whether weights vanished is looked at after every 50 steps
     ),

@@ -6,16 +6,16 @@ import functools
 from typing import Any
 
 import pytest
-import sharded_training
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reliability.cases import case, cases, make_model, train, weights
 from reliability.processes import run_ranks
-from sharded_training import KINDS, STEPS, live, max_difference, open_kind, restore
 from torch import nn
 
+import sharded_training
 import weightspace as ws
+from sharded_training import KINDS, STEPS, live, max_difference, open_kind, restore
 from weightspace.kernels.points import Channels, lies_in_rows, steps_in_rows
 from weightspace.manifolds import Constraint
 from weightspace.optim._langevin_noise import NoiseSource

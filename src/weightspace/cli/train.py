@@ -149,11 +149,17 @@ class _Job:
         return finished
 
     def _train(self) -> JsonObject:
+        from weightspace.training.distribution import is_lost_peer
+
         begun: list[int] = []
         try:
             return self._run(begun)
         except KeyboardInterrupt as error:
             raise _with_advice(error, self.folder, begun=bool(begun)) from error
+        except RuntimeError as error:
+            if self.processes is None or isinstance(error, WeightspaceError) or not is_lost_peer(error):
+                raise
+            raise RunError("another process of this run has ended; the same command with --resume goes on") from error
 
     def _run(self, begun: list[int]) -> JsonObject:
         """Load the data and train; `begun` gets the steps done before as soon as the folder is this run's."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 from weightspace.compare.engines import WorkerLost, relay
 from weightspace.compare.pool import refuse_count
-from weightspace.errors import RecipeError, RunError, WeightspaceError
+from weightspace.errors import RecipeError, RunError
 from weightspace.training.environment import usable_cores, versions
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class RayEngine:
         import ray
 
         self.count, self.threads = count, threads
+        # With a GPU, Ray starts a process for every job: one that has touched a GPU would not see another.
         options: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 0}
         self._remote: Any = cast("Any", ray).remote(**options)(work)
         self._expected = {name: version for name, version in versions().items() if name in _MUST_EQUAL}
@@ -217,7 +218,7 @@ def _lost_or_error(error: BaseException) -> BaseException:
     if isinstance(error, lost):
         return WorkerLost(_first_sentence(error))
     cause = getattr(error, "cause", None)
-    if isinstance(cause, WeightspaceError):
+    if isinstance(cause, Exception) and not isinstance(cause, ImportError):
         return cause
     if isinstance(error, exceptions.RayError):
         return RunError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -111,12 +112,14 @@ class BeforeStep:
         return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def is_rehearsal(optimizer: Optimizer, together: Together) -> bool:
-    """Whether a step is none: from gradients of zero, at a rate of zero.
+def is_rehearsal(optimizer: Optimizer, kwargs: Mapping[str, Any], together: Together) -> bool:
+    """Whether a step is none: the first one, `step(closure=None)`, from gradients of zero at a rate of zero.
 
     So torch.distributed.checkpoint has an optimizer make its state before it saves or loads it. Gates that were asked,
     or memories that learned a gradient of zero, would not be where the training left them.
     """
+    if optimizer.state or kwargs.get("closure", 0) is not None:
+        return False
     if any(
         not isinstance(rate := group.get("lr"), float | int | torch.Tensor) or rate for group in optimizer.param_groups
     ):

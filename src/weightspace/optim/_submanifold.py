@@ -339,6 +339,7 @@ class SubmanifoldOptimizer(Mirrored):
                 check_saved(type(self).__name__, name, self.state[parameter], state["state"].get(i, {}))
         return {**state, "param_groups": groups}
 
+    @refusing_foreign_state("optimizers on manifolds")
     @torch.no_grad()
     def _complete(self, state: dict[str, Any], devices: dict[torch.Tensor, dict[str, torch.device]]) -> None:
         """What torch's loading leaves out: dtypes of our own, steps as tensors, what the state lacks."""

@@ -295,7 +295,7 @@ class Rules:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._stand_ins.refuse_if_written(self._plan.acting)
-        if is_rehearsal(optimizer, self._plan.parts.together):
+        if is_rehearsal(optimizer, kwargs, self._plan.parts.together):
             return None
         self._is_open = True
         self._stand_ins.take_back()

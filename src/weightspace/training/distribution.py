@@ -179,9 +179,38 @@ def start_processes(
     plan = _strategy(strategy, here * machines)
     fabric = _fabric(accelerator, precision, devices=here, num_nodes=machines, strategy=plan)
     with _quiet():
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and machines == 1:
+            _join_after_restart(fabric.device)
         fabric.launch()
     group = torch.distributed.group.WORLD
     return Processes(fabric, strategy, Together(group, fabric.global_rank, fabric.world_size, fabric.device))
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether torch says that another process of the group is gone."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _join_after_restart(device: torch.device) -> None:
+    """Make the process group in a part of torchrun's store of its own.
+
+    torchrun keeps the store when it restarts processes, and in it the addresses of those that are gone: the new ones
+    would wait for them (https://github.com/pytorch/pytorch/issues/135712). With several machines the number of restarts
+    is not the same on all, and torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    count = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or torch.distributed.is_initialized():
+        return
+    kept = torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"]), is_master=False
+    )
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=torch.distributed.PrefixStore(f"restart-{count}", kept),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def _number_of_processes(strategy: str, accelerator: str, devices: int | None) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from weightspace.training.data.download import download as download_files
 from weightspace.training.data.folders import read_image_folder
 from weightspace.training.data.found import Found, MissingFilesError, to_image_data
 from weightspace.training.data.idx import read_idx_folder
-from weightspace.training.data.locate import VARIABLE, data_folder, search_places
+from weightspace.training.data.locate import VARIABLE, data_folder, given_root, search_places
 from weightspace.training.data.parquet import read_tables
 
 _FORMATS = {
@@ -54,7 +54,7 @@ def load_data(
             raise DataError('The data set "digits" comes with scikit-learn and takes no root=: leave it out.')
         return to_image_data(info, read_digits())
     if root is not None:
-        return to_image_data(info, _read_root(info, Path(os.path.expanduser(os.fspath(root)))))  # noqa: PTH111 - see cache.py
+        return to_image_data(info, _read_root(info, given_root(root)))
     if info.family == "folder":
         raise DataError(
             'The data set "folder" needs root=: a folder with root/train/<class>/* and root/test/<class>/* images.'

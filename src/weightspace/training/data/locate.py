@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightspace.errors import DataError, shortened
 from weightspace.training.data.cache import cache_root
 from weightspace.training.data.catalog import DatasetInfo
 
@@ -25,6 +26,23 @@ class Place:
 
     path: Path
     owned: bool
+
+
+def given_root(root: str | os.PathLike[str]) -> Path:
+    """The place that `root=` names; whether anything is there is the caller's question.
+
+    Raises:
+        DataError: The system cannot have such a place (a name too long, a zero byte), or does not let us look.
+    """
+    path = Path(os.path.expanduser(os.fspath(root)))  # noqa: PTH111 - Path.expanduser raises where there is no home
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DataError(f"root={shortened(str(root))} cannot be read: {reason.lower()}.") from error
+    return path
 
 
 def data_folder(info: DatasetInfo, environ: Mapping[str, str] | None = None) -> Path:

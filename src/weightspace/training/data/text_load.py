@@ -11,7 +11,7 @@ from weightspace.errors import DataError
 from weightspace.training.data.catalog import DATASETS, DatasetInfo
 from weightspace.training.data.found import MissingFilesError
 from weightspace.training.data.load import unknown_name
-from weightspace.training.data.locate import VARIABLE, data_folder, search_places
+from weightspace.training.data.locate import VARIABLE, data_folder, given_root, search_places
 from weightspace.training.data.text import TextData
 from weightspace.training.data.text_files import (
     BIBLE_COMMAND,
@@ -79,7 +79,7 @@ def load_text(
         raise DataError(f"The data set {name!r} is images: load it with load_data({name!r}).")
     if level not in LEVELS:
         raise DataError(f"level={level!r} is unknown: choose 'character' or 'word'.")
-    place = Path(os.path.expanduser(os.fspath(root))) if root is not None else None  # noqa: PTH111 - see cache.py
+    place = given_root(root) if root is not None else None
     found = _search(info, level) if place is None else _read_root(info, place, level)
     return to_text_data(info, found, level=level, context=context, min_count=min_count)
 
