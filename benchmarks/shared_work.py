@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass
 
 import torch
+from reliability.processes import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import weightspace as ws
-from reliability.processes import run_ranks
 from weightspace.operators import operator_of
 from weightspace.optim._shared_work import RATE, owners_of
 from weightspace.optim._work_costs import estimated_seconds
@@ -62,10 +62,9 @@ class Row:
 def penalty_of(term: str, side: int) -> OperatorPenalty:
     """The term for images of one size."""
     name, options = TERMS[term]
-    has_size = name != "SelfConvolution" and name != "SoftOrthogonality"
-    rule = make_rule(
-        name, weight=1e-6, on=ws.on.name(f"{side}.*"), **options, **({"input_size": side} if has_size else {})
-    )
+    if name not in {"SelfConvolution", "SoftOrthogonality"}:  # these look at no image
+        options = {**options, "input_size": side}
+    rule = make_rule(name, weight=1e-6, on=ws.on.name(f"{side}.*"), **options)
     if not isinstance(rule, OperatorPenalty):
         raise TypeError(f"{rule} is no penalty on a linear map.")
     return rule
@@ -81,8 +80,8 @@ def _network(layers: list[tuple[int, int]]) -> nn.ModuleDict:
 
 
 def _time_on_rank(
-    rank: int, ranks: int, term: str, network: str, rounds: int
-) -> tuple[list[tuple[float, float]], bool, int]:
+    _: int, ranks: int, term: str, network: str, rounds: int
+) -> tuple[list[tuple[float, float]], bool, float]:
     """Seconds of a step by turn (everywhere, divided); same bits both ways; bytes sent a step."""
     sides = sorted({side for _, side in NETWORKS[network]})
     opened = []
@@ -94,7 +93,7 @@ def _time_on_rank(
             p.grad = torch.zeros_like(p)
         opened.append((model, optimizer, rules))
     turns: list[tuple[float, float]] = []
-    for _ in range(rounds + 1):  # the first searches cold and tells shapes
+    for _turn in range(rounds + 1):  # the first searches cold and tells shapes
         pair = []
         for _, optimizer, _ in opened:
             torch.distributed.barrier()
@@ -115,7 +114,7 @@ def _time_on_rank(
 def _divides(term: str, network: str, ranks: int) -> bool:
     """What `share_work="auto"` decides."""
     geometries = [
-        operator_of(nn.Conv2d(channels, channels, 3, padding=1, bias=False, device="meta"), side).geometry
+        operator_of(nn.Conv2d(channels, channels, 3, padding=1, bias=False), side).geometry
         for channels, side in NETWORKS[network]
     ]
     costs = [estimated_seconds(penalty_of(term, g.input_size[0]), g) for g in geometries]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from reliability.cases import Case, Opened, batch, case, cases, make_model, trai
 from reliability.findings import METHODS, Finding
 from reliability.processes import run_ranks
 from weightspace.kernels import Stage
+from weightspace.penalties import OperatorPenalty
+from weightspace.registry import REGISTRY, make_rule
 
 WEIGHTS, FIGURES = 1e-10, 1e-8  # largest differences that we claim: of weights, of what gates and rules measure
 _MOMENTUM = {"lr": 0.05, "momentum": 0.9}
@@ -101,25 +103,55 @@ def _with_shared_state(
 
 
 def _in_zero() -> list[Case]:
-    sgd, adam = (
-        partial(_with_shared_state, torch.optim.SGD, _MOMENTUM),
-        partial(_with_shared_state, torch.optim.AdamW, {"lr": 1e-3}),
-    )
+    sgd = partial(_with_shared_state, torch.optim.SGD, _MOMENTUM)
+    adam = partial(_with_shared_state, torch.optim.AdamW, {"lr": 1e-3})
     band = ws.penalties.SingularValueBand(0.5, 1.5, weight=1e-2, gate=ws.gates.Coherent(threshold=0.3))
     rules = {
         "channel gradients": (sgd, ws.metrics.ChannelL2(smoothing=3.0)),
         "singular values": (adam, band),
         "gated penalties": (sgd, ws.penalties.L1(1e-3, application="proximal")),
     }
-    return [
+    found = [
         Case(f"ZeroRedundancyOptimizer, {type(rule).__name__}", method, partial(make, rule))
         for method, (make, rule) in rules.items()
     ]
+    return [*found, Case("ZeroRedundancyOptimizer, SubmanifoldSGD", "submanifolds", _submanifold_in_zero)]
 
 
-def everything() -> dict[str, tuple[Case, Callable[..., None]]]:
+def _submanifold_in_zero(model: nn.Module) -> Opened:
+    """Weights must be on their manifold before: in the beginning each process puts there only what it will step."""
+    groups = ws.param_groups(model, {ws.on.convs: ws.manifolds.Stiefel()})
+    optimizer: torch.optim.Optimizer = ws.optim.SubmanifoldSGD(groups, **_MOMENTUM)
+    if isinstance(model, DistributedDataParallel):
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        plain = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in groups]
+        optimizer = ZeroRedundancyOptimizer(plain, ws.optim.SubmanifoldSGD, **_MOMENTUM)
+    return optimizer, None
+
+
+def _divided() -> list[Case]:
+    """Every penalty on singular values and their like, its work divided among the processes."""
+    found: list[Case] = []
+    for entry in REGISTRY.values():
+        for label, options in entry.variants.items() if issubclass(entry.factory, OperatorPenalty) else ():
+            rule = make_rule(entry.name, **options)
+            found.append(Case(f"{entry.name} {label}, divided", "singular values", partial(_open_divided, rule)))
+    return found
+
+
+def _open_divided(rule: Any, model: nn.Module) -> Opened:
+    optimizer = torch.optim.SGD(model.parameters(), **_MOMENTUM)
+    is_shared = isinstance(model, DistributedDataParallel)
+    return optimizer, ws.attach(optimizer, model, rule, measure_every=2, share_work=is_shared)
+
+
+Training = Callable[..., None]
+
+
+def everything() -> dict[str, tuple[Case, Training]]:
     """By name: what is opened and how it is trained."""
-    found: dict[str, tuple[Case, Callable[..., None]]] = {c.name: (c, train) for c in [*cases(), *_in_zero()]}
+    found: dict[str, tuple[Case, Training]] = {c.name: (c, train) for c in [*cases(), *_in_zero(), *_divided()]}
     for name in ("metric, band, L1, Stiefel", "L1 proximal, history", "SubmanifoldAdam", "ConstrainedLangevin OBABO"):
         found[f"{name}, accumulating"] = (case(name), accumulate)
     return found
@@ -225,3 +257,38 @@ def _chain(rank: int, steps: int) -> list[float]:
     sampler = ws.optim.ConstrainedLangevin(model.parameters(), lr=1e-3, temperature=1.0, num_data=1000, seed=rank)
     train(model, (sampler, None), steps)
     return torch.cat([weight.flatten() for weight in weights(model).values()]).tolist()
+
+
+# --------------------------------------------------------------------------- the column
+
+
+def measure(*, quick: bool) -> list[Finding]:
+    """One finding for each method."""
+    known = everything()
+    names = [name for k, name in enumerate(known) if not quick or k % 8 == 0]
+    counts, steps = ((2,), 3) if quick else ((2, 4), 12)
+    by_count = {ranks: differences(names, ranks, steps) for ranks in counts}
+    drawn = {ranks: noise(ranks) for ranks in counts}
+    findings: list[Finding] = []
+    for method in METHODS:
+        mine = [name for name in names if known[name][0].method == method]
+        if not mine:
+            continue
+        found = {name: [by_count[ranks][name] for ranks in counts] for name in mine}
+        held = sum(all(d.holds for d in each) for each in found.values())
+        is_noisy = method == "constrained Langevin"
+        drawn_right = not is_noisy or all(all(asdict(n).values()) for n in drawn.values())
+        worst = max(d.weights for each in found.values() for d in each)
+        text = f"{held} of {len(mine)} cases equal one process (float64: {worst:.1e})"
+        details: dict[str, Any] = {
+            "steps": steps,
+            "bounds": {"weights, violations": WEIGHTS, "figures": FIGURES, "duty cycles": 0, "between processes": 0},
+            "differences": {
+                name: {f"{ranks} processes": asdict(d) for ranks, d in zip(counts, each, strict=True)}
+                for name, each in found.items()
+            },
+        }
+        if is_noisy:
+            details["noise"] = {f"{ranks} processes": asdict(n) for ranks, n in drawn.items()}
+        findings.append(Finding(method, text, held == len(mine) and drawn_right, details))
+    return findings

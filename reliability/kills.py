@@ -106,7 +106,7 @@ def _work(
     folder: Path,
     arguments: tuple[Any, ...],
     kill: Kill,
-    is_counted: bool,  # noqa: FBT001 - the arguments of a process are a tuple
+    is_counted: bool,
 ) -> None:
     import torch
 
@@ -133,7 +133,7 @@ class _FileOperations:
         self._synced: dict[int, int] = {}  # by inode
         self._sync, self._write = os.fsync, JsonLines.write
         os.fsync = self._on_sync
-        JsonLines.write = lambda lines, record: self._on_line(lines, record)  # pyright: ignore[reportAttributeAccessIssue]
+        JsonLines.write = lambda lines, record: self._on_line(lines, record)  # noqa: PLW0108 - a method of the lines # pyright: ignore[reportAttributeAccessIssue]
         sys.addaudithook(self._on_event)
 
     def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -91,7 +91,7 @@ def kill_at_random(trial: Trial, *, kills: int, seed: int) -> Killed:
     The moments are drawn evenly between the beginning of a process and the time that an undisturbed one takes, so that
     the building of the model, steps and the writing of files are all met.
     """
-    moments = random.Random(seed)  # noqa: S311 - reproducible moments, no secrets
+    moments = random.Random(seed)
     found = Killed(trial.name, seed)
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "whole"

@@ -23,7 +23,7 @@ class Call:
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    kill: Kill = Kill()
+    kill: Kill | None = None
 
     def __call__(self, folder: Path, kill: Kill | None = None) -> bool:
         """Calls it; whether it was killed."""

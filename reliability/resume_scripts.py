@@ -1,4 +1,4 @@
-"""A script without the trainer that stops and goes on: model, optimizer and rules through a file, into fresh objects."""
+"""A script without the trainer that stops and goes on: its state through a file, into fresh objects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def resumed_differences(case: Case, through: Through) -> list[str]:
     return found + [f"measurements{path}" for path in differences(*pair)]
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
+def differences(  # noqa: PLR0911 - one for every kind
+    one: Any, other: Any, path: str = ""
+) -> list[str]:
     """Where two trees of dicts, lists, tuples, tensors and numbers differ in a bit, as paths; NaN equals NaN."""
     if type(one) is not type(other):
         return [f"{path}: {type(one).__name__}, not {type(other).__name__}"]

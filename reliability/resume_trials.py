@@ -110,7 +110,7 @@ def train_anew(folder: Path, trial: Trial, every: int) -> None:
     )
 
 
-def train_by_command(folder: Path, trial: Trial, every: int, resume: bool) -> None:  # noqa: FBT001 - of a process
+def train_by_command(folder: Path, trial: Trial, every: int, resume: bool) -> None:
     """`weightspace train RECIPE --out FOLDER --seed 1 --checkpoint-every EVERY`, with `--resume` or without."""
     from weightspace.cli.train import train
     from weightspace.training import session

@@ -105,6 +105,7 @@ def goes_on_alone(kind: str, folder: Any, first: int, last: int) -> tuple[dict[s
     return weights(model), weights(other)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_one_process_goes_on_with_what_two_saved(tmp_path: Any) -> None:
     kinds = ["SubmanifoldAdam", "ConstrainedLangevin"]
     run_ranks(sharded_training.save_or_load, 2, 2, str(tmp_path), kinds, (0, 2), False)
@@ -114,6 +115,7 @@ def test_one_process_goes_on_with_what_two_saved(tmp_path: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_checkpoint_of_two_processes_goes_on_four_then_on_one(tmp_path: Any) -> None:
     kinds = list(KINDS)
     run_ranks(sharded_training.save_or_load, 2, 2, str(tmp_path), kinds, (0, 2), False)

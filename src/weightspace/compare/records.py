@@ -70,7 +70,7 @@ def finished_run(directory: Path) -> JsonObject | None:
         result = read_json(directory / "result.json")
     except RunError:
         return None
-    return result if result.get("status") in {"done", "diverged"} else None
+    return result if result.get("status") in ("done", "diverged") else None
 
 
 def accuracy_of(result: JsonObject, chance: float) -> float:

@@ -45,7 +45,7 @@ def attach(
         optimizer: A `torch.optim.Optimizer` that steps along a dense `p.grad`, closures included, wrapped by Lightning
             Fabric or not. LBFGS and SparseAdam are refused.
         model: The model whose parameters it optimizes, inside `DistributedDataParallel`, `torch.compile` or Lightning
-            Fabric's wrapper or not.
+            Fabric's wrapper or not; sharded by `fully_shard` or not.
         rules: `weightspace.metrics.ChannelL2()`, `weightspace.penalties.SingularValueBand()` and their like. Each must
             select at least one parameter.
         measure_every: Measure `rho` and `shrinkage` of every routed weight on each k-th step, from the first on.
@@ -61,7 +61,8 @@ def attach(
 
     Raises:
         SelectionError: A rule selects nothing it can act on.
-        AttachError: The optimizer already carries rules, cannot carry any, or weights are sharded.
+        AttachError: The optimizer already carries rules or cannot carry any, or weights are sharded in a way that rules
+            cannot follow (`fully_shard` alone is fine).
         RuleError: No rule was given, something that is no rule, or an option out of range.
 
     Example:

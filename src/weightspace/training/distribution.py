@@ -201,12 +201,13 @@ def _join_after_restart(device: torch.device) -> None:
     count = os.environ["TORCHELASTIC_RESTART_COUNT"]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or torch.distributed.is_initialized():
         return
-    kept = torch.distributed.TCPStore(
+    stores: Any = torch.distributed  # whose types do not know of them
+    kept = stores.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"]), is_master=False
     )
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=torch.distributed.PrefixStore(f"restart-{count}", kept),
+        store=stores.PrefixStore(f"restart-{count}", kept),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         device_id=device if device.type == "cuda" else None,
