@@ -76,7 +76,7 @@ class Outcome:
 
 
 def _frames() -> int:
-    from torch._dynamo.utils import counters  # noqa: PLC2701  # what torch's own tests count by
+    from torch._dynamo.utils import counters  # what torch's own tests count by
 
     return int(counters["frames"]["total"])
 
@@ -84,7 +84,7 @@ def _frames() -> int:
 @contextmanager
 def fresh() -> Generator[None]:
     """Nothing is compiled at its beginning and nothing is said about graph breaks, which are meant to be there."""
-    from torch._dynamo.utils import counters  # noqa: PLC2701
+    from torch._dynamo.utils import counters
 
     torch.compiler.reset()
     counters.clear()

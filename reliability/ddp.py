@@ -166,7 +166,7 @@ def trained(name: str, steps: int, rank: int = 0, ranks: int = 1) -> Trained:
     run(model, opened, steps, rank=rank, ranks=ranks)
     numbers = {key: weight.flatten().tolist() for key, weight in weights(plain).items()}
     if rules is None:
-        return Trained(numbers, violations=_violations(optimizer))
+        return Trained(numbers, violations=_violations(optimizer) if hasattr(optimizer, "verify") else {})
     is_constrained = any(rule.stage == Stage.MANIFOLD for rule in rules.rules)
     return Trained(numbers, rules.duty_cycles, rules.measurements, _violations(rules) if is_constrained else {})
 
@@ -192,10 +192,12 @@ def differences(names: Sequence[str], ranks: int, steps: int) -> dict[str, Diffe
 def difference(alone: Trained, by_rank: Sequence[Trained]) -> Difference:
     """Of what the first process made from what one process alone made, and of the processes among each other."""
     first = by_rank[0]
+    # ZeroRedundancyOptimizer cannot say how far weights are from their manifolds; that follows from the weights.
+    far = _largest(first.violations.values(), alone.violations.values()) if first.violations else 0.0
     return Difference(
         weights=max(_largest(first.weights[name], alone.weights[name]) for name in alone.weights),
         figures=_largest(_flat(first.figures), _flat(alone.figures), relative=True),
-        violations=_largest(first.violations.values(), alone.violations.values()),
+        violations=far,
         duty=all(own.duty == alone.duty for own in by_rank),
         ranks=all(own == first for own in by_rank),
     )

@@ -147,6 +147,7 @@ def judge(attempt: Callable[[Source, Path], None], source: Source) -> Outcome:
     folder.mkdir()
     before = Path.cwd()
     try:
+        tempfile.tempdir = str(folder)
         with _limited(), warnings.catch_warnings(), _WATCH.over(root) as seen:
             warnings.simplefilter("ignore")
             outcome = _made(attempt, source, folder)
@@ -156,6 +157,7 @@ def judge(attempt: Callable[[Source, Path], None], source: Source) -> Outcome:
             return Outcome("crash", f"{'; '.join(seen)} {others}")
         return outcome
     finally:
+        tempfile.tempdir = None
         os.chdir(before)
         shutil.rmtree(root, ignore_errors=True)
 

@@ -192,11 +192,13 @@ def command(source: Source, folder: Path) -> None:
 
     name = chosen(source, (*_options(), "nonsense"))
     words = [name]
+    if not happens(source, 4):
+        words.append(chosen(source, ("run", "run", "tiny.yaml", "hostile.yaml", "run/model.safetensors", "comparison")))
     for _ in range(source.integer(0, 5)):
         if happens(source, 2) and name in _options():
-            words.append(chosen(source, _options()[name]))
+            words.append(chosen(source, (*_options()[name], "--help")))
         words.append(chosen(source, _WORDS))
-    files = {f"run/{key}": data for key, data in _folder("run").items()}
+    files = {f"run/{key}": data for key, data in _folder("run").items()} | {"comparison/compare.json": b"{}"}
     if happens(source, 2):
         hurt = chosen(source, sorted(files))
         files[hurt] = _damaged(source, hurt, files[hurt])
@@ -275,11 +277,17 @@ def _prepare() -> None:
     from weightspace.report import write_report
 
     torch.set_num_threads(1)
-    for kind in ("run", "comparison", "chains"):
-        with tempfile.TemporaryDirectory() as name:
-            _write(Path(name), _folder(kind))
-            write_report(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        _write(Path(name), _folder("run"))
+        write_report(Path(name))
     _options()
+
+
+def _prepare_folders() -> None:
+    """The same, and folders of comparisons and chains, which take longer to make."""
+    _prepare()
+    _folder("comparison")
+    _folder("chains")
 
 
 RUN_TARGETS = (
@@ -289,7 +297,7 @@ RUN_TARGETS = (
         folder_read,
         20,
         1000,
-        _prepare,
+        _prepare_folders,
     ),
     Target("resumed runs", "a run that goes on from a forged checkpoint", folder_resumed, 20, 1000, _prepare),
     Target("command lines", "all commands with arguments at random, among damaged files", command, 40, 2000, _prepare),

@@ -52,8 +52,8 @@ def differences(  # noqa: PLR0911 - one for every kind
         return [] if _same_bits(one, other) else [path]
     if isinstance(one, Mapping):
         pair = cast("tuple[Mapping[Any, Any], Mapping[Any, Any]]", (one, other))
-        if list(pair[0]) != list(pair[1]):
-            return [f"{path}: keys {list(pair[0])}, not {list(pair[1])}"]
+        if pair[0].keys() != pair[1].keys():
+            return [f"{path}: {key!r} is only in one" for key in pair[0].keys() ^ pair[1].keys()]
         return [text for key in pair[0] for text in differences(pair[0][key], pair[1][key], f"{path}[{key!r}]")]
     if isinstance(one, list | tuple):
         if len(one) != len(other):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from torch import nn
@@ -151,49 +149,3 @@ def test_optimizers_that_step_within_backward_are_refused():
     optimizer._overlap_with_ddp = True
     with pytest.raises(AttachError, match="overlap_with_ddp=True steps within backward"):
         ws.attach(optimizer, model, ChannelL2())
-
-
-# --------------------------------------------------------------------------- two processes
-
-
-def rank_main(rank: int, folder: str) -> None:
-    """Two ranks, each with half of every batch: plain and sharded optimizer state."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save({name: train_on_rank(rank, name) for name in ("plain", "zero")}, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
-    gc.collect()  # whatever uses the group must be gone before it is
-    torch.distributed.destroy_process_group()
-
-
-def train_on_rank(rank: int, name: str) -> list[torch.Tensor]:
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    model = make_model()
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
-    if name == "plain":
-        optimizer = torch.optim.SGD(wrapped.parameters(), **options)
-    else:
-        optimizer = ZeroRedundancyOptimizer(wrapped.parameters(), torch.optim.SGD, **options)
-    rules = ws.attach(optimizer, wrapped, METRIC)
-    for k in range(3):
-        x, y = batch(k)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(wrapped(x[rank::2]), y[rank::2]).backward()
-        grads = [p.grad.clone() for p in model.parameters()]
-        optimizer.step()
-        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
-    assert rules.steps == 3
-    return weights(model)
-
-
-@pytest.mark.slow
-def test_two_ranks_train_like_one(tmp_path):
-    torch.multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
-    expected = manual_steps(METRIC, OPTIMIZERS["SGD"])
-    by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for name in ("plain", "zero"):
-        for first, second, want in zip(by_rank[0][name], by_rank[1][name], expected, strict=True):
-            assert torch.equal(first, second)
-            torch.testing.assert_close(first, want, rtol=1e-4, atol=1e-5)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from reliability import compilation
+from reliability.cases import batch, case, cases, make_model
 from torch import nn
 
 import weightspace as ws
-from reliability import compilation
-from reliability.cases import batch, case, cases, make_model
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 FAST = [
@@ -45,18 +45,21 @@ def test_every_case_in_every_way(name: str, way: str):
 
 
 def test_the_count_sees_a_step_that_compiles_anew(monkeypatch: pytest.MonkeyPatch):
-    """The mutant: an optimizer that looks at its step as a number while it is traced."""
+    """The mutant: the number of the step is a number of Python's, on which the traced loop depends."""
 
     def step_free(self: Any, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            if p.grad is not None:
-                self.state[p]["number"] = self.state[p].get("number", 0) + 1
-                if self.state[p]["number"] % 2 + self.state[p]["number"] // 2 > 0:
-                    p.add_(p.grad * torch.ones(self.state[p]["number"]).sum(), alpha=-0.01)
+        group["number"] = group.get("number", 0) + 1
+        for _ in range(group["number"]):
+            for p in group["params"]:
+                p.add_(p.grad, alpha=-1e-3)
 
     monkeypatch.setattr(ws.optim.SubmanifoldSGD, "_step_free", step_free)
-    found = compilation.run(case("SubmanifoldSGD sphere(filter)"), "step")
+    monkeypatch.setattr(compilation, "STEPS", 6)
+    found = compilation.run(case("SubmanifoldSGD sphere(filter)"), "step, lr a tensor")
+    assert not found.holds
     assert found.graphs > 2
+    assert found.late >= 3
+    assert found.error < 1e-6  # of both runs: it is the number of compilations that gives it away
 
 
 @pytest.mark.slow
@@ -96,19 +99,21 @@ def test_a_compiled_model_stays_compiled_inside_an_eager_step_with_a_closure():
 
 
 def test_a_new_image_size_is_seen_by_penalties_of_a_compiled_model():
+    count = compilation.Count()
     with compilation.fresh():
         model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         rules = ws.attach(optimizer, model, ws.penalties.SingularValueBand(0.5, 1.5, weight=1e-2))
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        compiled = torch.compile(model, backend=count.backend, fullgraph=True)
         sizes = []
-        for size in (8, 12, 12):
+        for size in (8, 12, 12, 15):
             optimizer.zero_grad()
             compiled(torch.randn(2, 2, size, size)).sum().backward()
             optimizer.step()
             assert rules._plan.penalties is not None
             sizes.append(rules._plan.penalties.sizes.of("0.weight"))
-        assert sizes == [(8, 8), (12, 12), (12, 12)]
+        assert sizes == [(8, 8), (12, 12), (12, 12), (15, 15)]
+        assert count.graphs == 2  # the second takes the size for a variable
 
 
 @CUDA

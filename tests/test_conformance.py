@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from reliability.cases import Opened, batch, cases, make_model, train
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 import weightspace as ws
-from reliability.cases import Opened, batch, cases, make_model, train
 from weightspace.errors import AttachError, NonFiniteGradientError, RuleError, VerificationError
 
 LANGEVIN = {"temperature": 1.0, "num_data": 1000, "seed": 7, "lr": 1e-3}
@@ -118,9 +118,9 @@ def state_of(model: nn.Module, opened: Opened) -> tuple[Any, Any, Any]:
     return model.state_dict(), optimizer.state_dict(), None if rules is None else rules.state_dict()
 
 
-def resumed(row: Row, state: tuple[Any, Any, Any], **options: Any) -> tuple[nn.Module, Opened]:
+def resumed(row: Row, state: tuple[Any, Any, Any]) -> tuple[nn.Module, Opened]:
     model = make_model(seed=1)
-    optimizer, rules = row.open(model, **options)
+    optimizer, rules = row.open(model)
     model.load_state_dict(state[0])
     optimizer.load_state_dict(state[1])
     if rules is not None:
@@ -542,9 +542,7 @@ def test_one_cycle_moves_the_momentum_too_or_is_refused(row: Row):
 def test_a_rate_that_is_a_tensor(row: Row):
     model, opened = start(row)
     lr = opened[0].param_groups[0]["lr"]
-    options = {"foreach": False} if "Adam" in row.kind else {}
-    model, opened = start(row, **options)
-    twin, other = start(row, lr=torch.tensor(lr, dtype=torch.float64), **options)
+    twin, other = start(row, lr=torch.tensor(lr, dtype=torch.float64))
     schedule = schedulers.ExponentialLR(opened[0], 0.9)
     follow = schedulers.ExponentialLR(other[0], 0.9)
     for k in range(4):
@@ -555,7 +553,7 @@ def test_a_rate_that_is_a_tensor(row: Row):
     assert isinstance(other[0].param_groups[0]["lr"], torch.Tensor)
     close(model, twin, 1e-6)
     verify(other)
-    again, third = resumed(row, copy.deepcopy(state_of(twin, other)), **options)
+    again, third = resumed(row, copy.deepcopy(state_of(twin, other)))
     train(twin, other, 1, first=4)
     train(again, third, 1, first=4)
     assert equal(twin, again)

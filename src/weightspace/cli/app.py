@@ -12,6 +12,7 @@ import typer
 from weightspace.cli import compare, compress, inspect, report, sample, show, tolerance, train, verify
 from weightspace.cli.console import print_error, print_warning
 from weightspace.errors import WeightspaceError
+from weightspace.files import reason_of
 from weightspace.training.interrupt import INTERRUPTED
 
 BAD_INPUT = 2
@@ -39,6 +40,12 @@ def with_exit_codes(command: Callable[P, int | None]) -> Callable[P, None]:
             code = command(*args, **kwargs) or 0
         except WeightspaceError as error:
             print_error(str(error))
+            code = BAD_INPUT
+        except OSError as error:  # the system's no to a name or a place that the user gave
+            print_error(f"{error.filename or 'a file'}: {reason_of(error)}")
+            code = BAD_INPUT
+        except MemoryError:
+            print_error("there is not enough memory for this; make the model, the batch or the data smaller")
             code = BAD_INPUT
         except KeyboardInterrupt as error:
             print_error(str(error) or "interrupted")

@@ -57,6 +57,10 @@ def _factory(target: str) -> Any:
         ) from error
     except AttributeError:
         raise InspectionError(f"{module_name} has no {attribute}; name a function that returns a model.") from None
+    except Exception as error:  # whatever a user's module raises; ValueError and TypeError: it is no module's name
+        raise InspectionError(
+            f"importing {module_name!r} failed: {type(error).__name__}: {error}; name a module and a function of it."
+        ) from error
     finally:
         sys.path.pop(0)
     if not callable(found):

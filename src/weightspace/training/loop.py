@@ -221,8 +221,14 @@ def _place(session: Session, run_dir: Path, fingerprint: str, *, resume: bool) -
         session.load_state_dict(state)  # before anything is cut: a checkpoint that does not fit changes no file
     with processes.agreed():
         if processes.is_first:
-            records = _start(run_dir) if state is None else _cut(run_dir, int(state["records"]))
+            records = _start(run_dir) if state is None else _cut(run_dir, _records_in(state))
     return processes.from_first(records)
+
+
+def _records_in(state: JsonObject) -> int:
+    """How many records had been written when a checkpoint was taken; none where it does not say: curves are no law."""
+    records = state.get("records")
+    return records if isinstance(records, int) and 0 <= records < 1 << 62 else 0
 
 
 def _cut(run_dir: Path, records: int) -> int:

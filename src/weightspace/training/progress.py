@@ -34,6 +34,22 @@ class Progress:
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list[float])
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none: a checkpoint may have been edited.
+
+        Raises:
+            ValueError: A count or a mean is of the wrong kind; names it.
+        """
+        for name in ("epoch", "batch", "step"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
+                raise ValueError(f"progress.{name} is {value!r:.80}")
+        for name in ("train_loss", "test_loss", "test_accuracy", "seconds"):
+            if not isinstance(getattr(self, name), float | int):
+                raise ValueError(f"progress.{name} is {getattr(self, name)!r:.80}")  # noqa: TRY004 - damage of a file
+        if self.loss_sum.dim() or not all(isinstance(seconds, float) for seconds in self.step_seconds):
+            raise ValueError("progress holds tensors of other shapes")
+
     @property
     def median_step(self) -> float:
         """Median seconds of a step, 0.0 before the first."""

@@ -147,8 +147,8 @@ class Session:
         Raises:
             RunError: The state does not fit the model, optimizer or data.
         """
-        self._check_origin(state["origin"])
         try:
+            self._check_origin(state["origin"])
             model, optimizer, rules = state["model"], state["optimizer"], state["rules"]
             if self.processes.is_sharded:
                 model = sharded_as(model, self.module.state_dict())
@@ -164,7 +164,9 @@ class Session:
             saved["step_seconds"] = saved["step_seconds"].tolist()
             saved["loss_sum"] = saved["loss_sum"].to(self.fabric.device)
             self.progress = Progress(**saved)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except RunError:  # other data
+            raise
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise RunError(
                 f"the checkpoint does not fit this model and optimizer ({reason}); start anew with --fresh"
