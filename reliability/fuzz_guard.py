@@ -51,7 +51,7 @@ _CHANGES = {
     "shutil.rmtree",
 }
 _NO_MEMORY = ("allocate", "not enough memory", "bad_alloc", "MemoryError", "out of memory")
-_HARMLESS = ("/dev/null",)
+_HARMLESS = ("/dev/null", "__pycache__", ".hypothesis")  # of Python itself, and of the fuzzer
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _Watch:
         finally:
             self.folder = folder
         is_inside = place == folder or place.startswith(f"{folder}{os.sep}")
-        if not is_inside and place not in _HARMLESS and "__pycache__" not in place:
+        if not is_inside and not any(part in place for part in _HARMLESS):
             self.seen.append(f"{event} {path}")
 
 

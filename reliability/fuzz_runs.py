@@ -253,10 +253,11 @@ def _plots_left_out() -> Generator[None, None, None]:
     import weightspace.chains.pictures
     import weightspace.report.html
 
-    def write(figure: Any, path: Path) -> None:
+    def write(figure: Any, path: Path) -> Path:
         del figure
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_png((1, 1)))
+        return path
 
     places = (weightspace.report.html, weightspace.chains.pictures)
     before = [module.save_figure for module in places]

@@ -46,13 +46,13 @@ class Outcome:
         return self.share <= 1.0
 
 
-class Failed(Exception):
+class CheckError(Exception):
     """Something that must hold did not."""
 
 
 def _need(holds: bool, sentence: str) -> None:
     if not holds:
-        raise Failed(sentence)
+        raise CheckError(sentence)
 
 
 # ---------------------------------------------------------------- one step

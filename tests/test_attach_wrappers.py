@@ -117,18 +117,6 @@ def test_distributed_data_parallel_is_seen_through():
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_sharded_weights_are_refused_by_name():
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    model = make_model()
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(AttachError, match=r"0\.weight is a sharded DTensor"):
-        ws.attach(optimizer, model, ChannelL2())
-
-
-@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("use_orig_params", [False, True])
 def test_flat_shards_are_refused_by_name(use_orig_params):
     from torch.distributed.fsdp import FullyShardedDataParallel

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
+import weightspace as ws
 from reliability.cases import Case, cases, make_model, train
 from reliability.kills import Kill, attempt
 from reliability.outcomes import outcome, unequal
@@ -23,8 +19,6 @@ from reliability.resume import kill_at_random
 from reliability.resume_faults import SCENARIOS, Scenario, kill_everywhere
 from reliability.resume_scripts import THROUGH, differences, resumed_differences
 from reliability.resume_trials import SHORT, TRIALS, Trial, images, train_or_sample
-
-import weightspace as ws
 from weightspace.errors import RunError
 from weightspace.training import session
 from weightspace.training.loop import train_run
@@ -78,6 +72,14 @@ def opened(*rules: Any) -> tuple[torch.nn.Module, torch.optim.Optimizer, Any]:
     return model, optimizer, ws.attach(optimizer, model, *rules)
 
 
+def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Steps without a loss."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(steps):
+        optimizer.step()
+
+
 def test_values_of_penalties_that_are_not_due_survive() -> None:
     penalties = (
         ws.penalties.SingularValueBand(0.5, 1.5, weight=1e-2, every=3),
@@ -97,11 +99,8 @@ def test_values_of_penalties_that_are_not_due_survive() -> None:
 def test_vanished_weights_and_exact_retractions_are_known_after_resuming() -> None:
     heavy = ws.penalties.L1(1.0, application="proximal", on=ws.on.name("2.weight"))
     model, optimizer, rules = opened(heavy, ws.manifolds.Stiefel(on=ws.on.name("4.weight")))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     with pytest.warns(ws.errors.VanishedWeightsWarning):
-        for _ in range(50):
-            optimizer.step()
+        take_steps(model, optimizer, 50)
     assert rules.vanished == {"2.weight": 50}
     rules._plan.manifolds.tasks[0].fallbacks = 3  # what hardly ever happens
     twin, other, resumed = opened(heavy, ws.manifolds.Stiefel(on=ws.on.name("4.weight")))
@@ -109,12 +108,9 @@ def test_vanished_weights_and_exact_retractions_are_known_after_resuming() -> No
     resumed.load_state_dict(rules.state_dict())
     assert resumed.vanished == {"2.weight": 50}
     assert resumed.fallbacks == {"4.weight": 3}
-    for parameter in twin.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was told before
-        for _ in range(50):
-            other.step()
+        take_steps(twin, other, 50)
     assert resumed.vanished == {"2.weight": 50}
     earlier = {key: value for key, value in rules.state_dict().items() if key not in {"watch", "fallbacks"}}
     resumed.load_state_dict(earlier)  # of an earlier version

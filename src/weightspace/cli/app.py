@@ -41,6 +41,8 @@ def with_exit_codes(command: Callable[P, int | None]) -> Callable[P, None]:
         except WeightspaceError as error:
             print_error(str(error))
             code = BAD_INPUT
+        except BrokenPipeError:  # `| head` has seen enough, which click knows how to end
+            raise
         except OSError as error:  # the system's no to a name or a place that the user gave
             print_error(f"{error.filename or 'a file'}: {reason_of(error)}")
             code = BAD_INPUT

@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from weightspace.errors import RuleError
+from weightspace.errors import RuleError, shortened
 from weightspace.gates.base import ComparingGate, LooksAt, Products
 from weightspace.kernels.options import choice
 
@@ -88,6 +88,7 @@ class Coherent(ComparingGate):
 
 
 def _within(name: str, value: object, high: float, low: float = -1.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise RuleError(f"Coherent got {name}={value!r}; pass a number from {low:g} to {high:g}.")
+    # Compared before it is made a float, which an integer of 400 digits cannot be.
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:  # pyright: ignore[reportOperatorIssue] - a real number
+        raise RuleError(f"Coherent got {name}={shortened(value)}; pass a number from {low:g} to {high:g}.")
     return float(value)

@@ -16,6 +16,7 @@ from weightspace.kernels.parameters import ParameterInfo
 
 
 _LONGEST, _SHOWN = 4000, 200  # characters
+_MOST = 100  # each is a call within a call when a parameter is looked at
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,10 @@ def parse(text: str) -> Selection:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of "1x": the sentence below says more
-            return _build(ast.parse(text.strip(), mode="eval").body, text)
+            tree = ast.parse(text.strip(), mode="eval")
+        if sum(isinstance(node, ast.BinOp | ast.UnaryOp) for node in ast.walk(tree)) > _MOST:
+            raise SelectionError(f"The selection {text[:_SHOWN]!r}... has more than {_MOST} of &, | and ~.")
+        return _build(tree.body, text)
     # ValueError: a null byte; a SelectionError is one as well. The last two: nested too deep.
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, SelectionError):

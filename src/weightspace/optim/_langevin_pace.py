@@ -107,8 +107,8 @@ def check_numbers(group: Mapping[str, Any]) -> None:
     """Raises RuleError for numbers that a schedule may have set out of their range."""
     if group["friction"] is not None and group["momentum"] is not None:
         raise RuleError(
-            f"{NAME} has friction={group['friction']:g} and momentum={group['momentum']:g} at this step; a schedule may "
-            "set the one that the sampler was built with: pass cycle_momentum=False to OneCycleLR or CyclicLR."
+            f"{NAME} has friction={group['friction']:g} and momentum={group['momentum']:g} at this step; a schedule "
+            "may set the one that the sampler was built with: pass cycle_momentum=False to OneCycleLR or CyclicLR."
         )
     for name in ("lr", "temperature", "friction", "momentum"):
         value = group[name]

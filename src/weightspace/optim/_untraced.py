@@ -1,4 +1,4 @@
-"""Keeps `torch.compile` out of what it cannot compile well: algorithms that choose their way by the numbers they see."""
+"""Keeps `torch.compile` out of what it cannot compile well: algorithms that choose their way by numbers they see."""
 
 from __future__ import annotations
 

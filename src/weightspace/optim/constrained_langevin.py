@@ -180,7 +180,8 @@ class ConstrainedLangevin(SubmanifoldOptimizer):
         super().add_param_group(group)
 
     def _acts_on_rows(self, manifold: Manifold, channels: Channels) -> bool:
-        return manifold.acts_on_rows(channels)  # no step size connects rows
+        # No step size connects rows; several slack variables a number are not split as weights are.
+        return manifold.acts_on_rows(channels) and manifold.slack_count <= 1
 
     def _check_manifold(self, manifold: Manifold) -> None:
         """Refuses manifolds of another metric, and those whose weights leave them between corrections."""

@@ -57,6 +57,8 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[object] = set()
     for key_node, _ in node.value:
+        if key_node.tag == _TAG + "merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, list | dict):
             raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)

@@ -25,6 +25,7 @@ PIXELS = 3 * 32 * 32
 MAX_MEMBER = 256 << 20
 # The published archives have a dozen; a forged one may have members without end.
 MAX_MEMBERS = 10_000
+_PADDING = 64  # megabytes at most; the published archives have a few kilobytes
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 # Per data set and version: training files, test file, and the folder they are published in.
@@ -87,9 +88,18 @@ def archive_files(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
                     raise DataError(
                         f"{path} is truncated: {name} should have {member.size:,} bytes, found {len(files[name]):,}."
                     )
+            _reach_the_end(archive)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a complete tar archive ({error}): get it again.") from error
     return files
+
+
+def _reach_the_end(archive: tarfile.TarFile) -> None:
+    """Read what follows the last member: only there gzip and xz compare their check sums with what was read."""
+    stream = archive.fileobj
+    for _ in range(_PADDING):
+        if stream is None or not stream.read(1 << 20):
+            break
 
 
 def _wanted_members(archive: tarfile.TarFile, wanted: frozenset[str]) -> Iterator[tuple[str, tarfile.TarInfo]]:
