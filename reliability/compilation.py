@@ -155,12 +155,15 @@ def run(case: Case, way: str, backend: Any = None) -> Outcome:
 
 
 def measure(*, quick: bool = False) -> list[Finding]:
-    """All cases in all ways (some, with `quick`), a finding for each method."""
+    """The step of all cases, some of them in all ways (few, with `quick`); a finding for each method."""
     every = cases()
-    chosen = representative(every, 12) if quick else every
+    some = {c.name for c in representative(every, 12 if quick else 5)}
     findings: list[Finding] = []
     for method in METHODS:
-        outcomes = [run(c, way) for c in chosen if c.method == method for way in WAYS]
+        outcomes: list[Outcome] = []
+        for each in (c for c in every if c.method == method):
+            ways = WAYS if each.name in some else () if quick else ("step",)
+            outcomes += [run(each, way) for way in ways]
         broken = [o for o in outcomes if not o.holds]
         most = max((o.graphs for o in outcomes), default=0)
         details = {

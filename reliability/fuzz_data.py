@@ -7,7 +7,7 @@ import io
 import pickle
 import struct
 import tarfile
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def _bomb() -> bytes:
     return stream.getvalue()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cifar(version: str) -> dict[str, bytes]:
     names = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
     if version == "binary":
@@ -186,7 +186,7 @@ def images(source: Source, folder: Path) -> None:
     load_data("folder", root=folder)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(kind: str) -> bytes:
     """A good parquet or arrow file of images or text."""
     import pyarrow as pa
@@ -266,17 +266,35 @@ DATA_TARGETS = (
         "IDX files",
         "MNIST's files: headers that announce gigabytes, bombs of zeros, damaged bytes",
         idx,
+        quick=100,
+        full=1500,
         prepare=_prepare,
     ),
     Target(
         "CIFAR files",
         "CIFAR's pickles (forged and malicious ones too) and tar archives with hostile members",
         cifar,
+        quick=100,
+        full=1500,
         prepare=_prepare,
     ),
-    Target("image folders", "images: damaged, bombs, PostScript under the name of a PNG", images, prepare=_prepare),
-    Target("tables", "parquet and arrow files: damaged, of the wrong types", tables, prepare=_prepare),
     Target(
-        "texts", "text files: not UTF-8, empty, of zeros; contexts out of range", texts, full=2000, prepare=_prepare
+        "image folders",
+        "images: damaged, bombs, PostScript under the name of a PNG",
+        images,
+        quick=80,
+        full=1500,
+        prepare=_prepare,
+    ),
+    Target(
+        "tables", "parquet and arrow files: damaged, of the wrong types", tables, quick=60, full=1000, prepare=_prepare
+    ),
+    Target(
+        "texts",
+        "text files: not UTF-8, empty, of zeros; contexts out of range",
+        texts,
+        quick=80,
+        full=1500,
+        prepare=_prepare,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ def network() -> nn.Sequential:
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def _made(kind: str) -> bytes:
     """The content of a good file."""
     from weightspace.compress import save_sparse
@@ -182,20 +182,40 @@ FILE_TARGETS = (
         "checkpoints",
         "a run's checkpoint: damaged bytes, lying headers, damaged trees, pickles",
         checkpoint,
+        quick=150,
+        full=3000,
         prepare=_prepare,
     ),
     Target(
         "weights",
         "model.safetensors: damaged bytes, lying headers, pickles under any ending",
         weights,
+        quick=150,
+        full=3000,
         prepare=_prepare,
     ),
     Target(
         "sparse files",
         "sparse files: damaged bytes, records that lie about shapes and places",
         sparse,
+        quick=150,
+        full=3000,
         prepare=_prepare,
     ),
-    Target("small files", "files of shrunk models: the same, and changes to attributes", shrunk, prepare=_prepare),
-    Target("sample stores", "sample stores: index and samples, with check sums made to fit", samples, prepare=_prepare),
+    Target(
+        "small files",
+        "files of shrunk models: the same, and changes to attributes",
+        shrunk,
+        quick=150,
+        full=3000,
+        prepare=_prepare,
+    ),
+    Target(
+        "sample stores",
+        "sample stores: index and samples, with check sums made to fit",
+        samples,
+        quick=100,
+        full=2000,
+        prepare=_prepare,
+    ),
 )

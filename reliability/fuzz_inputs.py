@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reliability.fuzz_source import Source, chosen, happens
+from reliability.fuzz_source import Source, chosen
 
 _NUMBERS = (
     0,
@@ -69,7 +69,7 @@ _TEXTS = (
 )
 
 
-def hostile_value(source: Source, depth: int = 0) -> Any:
+def hostile_value(source: Source, depth: int = 0) -> Any:  # noqa: PLR0911 - a list of kinds
     """Something that JSON or YAML can hold, and that is out of place nearly everywhere."""
     kind = source.integer(0, 9 if depth < 3 else 6)
     if kind <= 1:

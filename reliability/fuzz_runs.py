@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _RUN: dict[str, Any] = {
 _COMPARE = {"baseline": "plain", "seeds": 2, "arms": {"plain": {"rules": []}, "ours": {}}}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _folder(kind: str) -> Files:
     """The files of a good folder, by path: of one run, a comparison, or chains."""
     with tempfile.TemporaryDirectory() as name:
@@ -296,10 +296,10 @@ RUN_TARGETS = (
         "run folders",
         "folders of runs, comparisons and chains, damaged, as `report` reads them",
         folder_read,
-        20,
-        1000,
+        10,
+        200,
         _prepare_folders,
     ),
-    Target("resumed runs", "a run that goes on from a forged checkpoint", folder_resumed, 20, 1000, _prepare),
-    Target("command lines", "all commands with arguments at random, among damaged files", command, 40, 2000, _prepare),
+    Target("resumed runs", "a run that goes on from a forged checkpoint", folder_resumed, 20, 300, _prepare),
+    Target("command lines", "all commands with arguments at random, among damaged files", command, 40, 700, _prepare),
 )

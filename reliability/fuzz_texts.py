@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ _CASES = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _opened(name: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any] | None]:
     """A case that has made two steps: optimizer, rules, and their states."""
     from reliability.cases import case, make_model, train
@@ -288,11 +288,27 @@ TEXT_TARGETS = (
         "recipes",
         "recipe files: wrong types and keys, bombs of aliases, tags, nesting, absurd sizes",
         recipe,
+        quick=60,
+        full=1500,
         prepare=_prepare,
     ),
     Target(
-        "overrides", "--set KEY=VALUE: paths that lead nowhere, values that are anything", override, prepare=_prepare
+        "overrides",
+        "--set KEY=VALUE: paths that lead nowhere, values that are anything",
+        override,
+        quick=40,
+        full=500,
+        prepare=_prepare,
     ),
-    Target("notation", "selections, manifolds, gates and rules as text", notation, prepare=_prepare),
-    Target("states", "state_dicts of rules and optimizers with entries of the wrong kind", state, prepare=_prepare),
+    Target(
+        "notation", "selections, manifolds, gates and rules as text", notation, quick=200, full=3000, prepare=_prepare
+    ),
+    Target(
+        "states",
+        "state_dicts of rules and optimizers with entries of the wrong kind",
+        state,
+        quick=200,
+        full=2000,
+        prepare=_prepare,
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ class Killed:
         seed: Of the moments.
         kills: Processes that were killed before they ended.
         during_a_write: Those that left a half-written file.
-        runs: Runs that were finished in spite of them.
+        runs: Runs that were killed at least once, and finished.
         different: What was not equal, by run; empty if all is.
     """
 
@@ -99,11 +100,13 @@ def kill_at_random(trial: Trial, *, kills: int, seed: int) -> Killed:
         longest = attempt(train_or_sample, Path(name) / "timed", trial, EVERY).seconds
         expected = outcome(whole)
         while found.kills < kills:
-            folder = Path(name) / f"run-{found.runs}"
+            before = found.kills
+            folder = Path(name) / f"run-{before}-{found.runs}"
             while _is_killed(folder, trial, moments.uniform(0.0, longest), found):
                 pass
-            found.runs += 1
+            found.runs += found.kills > before  # one that ended before its moment shows nothing
             found.different += [f"run {found.runs}: {text}" for text in unequal(outcome(folder), expected)]
+            shutil.rmtree(folder)
     return found
 
 

@@ -79,7 +79,15 @@ class Row:
 
 ROWS = [Row(f"{kind} {where}", kind, where) for kind in OURS for where in ("constrained", "free", "both")]
 ROWS += [Row(name, kind, None) for name, (kind, _) in RULES.items()]
-rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+
+def _marked(row: Row) -> Any:
+    """The rows of clauses that train; half of them are kept for the slow suite."""
+    is_fast = row.where == "both" or row.name in ("metric on SGD", "band on SGD", "Stiefel on SGD")
+    return pytest.param(row, id=row.name, marks=() if is_fast else pytest.mark.slow)
+
+
+rows = pytest.mark.parametrize("row", [_marked(row) for row in ROWS])
 ours = pytest.mark.parametrize("row", [row for row in ROWS if row.is_ours], ids=lambda row: row.name)
 
 
@@ -434,7 +442,7 @@ def test_a_closure_gives_the_same_step_and_its_loss_comes_back(row: Row):
     assert optimizer.step(None) is None
 
 
-@rows
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_sparse_gradients_are_refused_before_anything_changes(row: Row):
     model, (optimizer, rules) = start(row)
     gradients(model, 0)
@@ -497,7 +505,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 }
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.where in (None, "both")], ids=lambda row: row.name)
+@rows
 def test_every_scheduler_of_torch_sets_the_rates_that_are_used(row: Row):
     source = make_model()
     gradients(source, 0)

@@ -42,7 +42,23 @@ RECIPES = {
     "adamw": st.recipe(rules=RULES, optimizer={"name": "AdamW", "lr": 0.01}),
     "text": st.recipe(st.TRANSFORMER, clip_norm=0.5),
 }
-CUT = {"dropout": st.recipe(st.DROPOUT, RULES), "resnet": st.recipe(st.RESNET, RULES, epochs=1)}
+STIEFEL = {"rule": "Stiefel", "on": "convs & ~head"}
+SUBMANIFOLD = {"name": "SubmanifoldSGD", "lr": 0.1, "options": {"momentum": 0.9}}
+SAMPLER = {"name": "ConstrainedLangevin", "lr": 0.02, "options": {"momentum": 0.9, "temperature": 1.0}}
+COHERENT = {"gate": "Coherent", "against": "history"}
+PENALTIES = [
+    {"rule": "LargestSingularValue", "bound": 0.5, "weight": 0.01},  # remembers a direction
+    {"rule": "SingularValueBand", "low": 0.5, "high": 1.5, "frequencies": 2},  # draws frequencies
+    {"rule": "L1", "weight": 1e-3, "gate": COHERENT},  # remembers gradients
+]
+CUT = {
+    "dropout": st.recipe(st.DROPOUT, RULES),
+    "resnet": st.recipe(st.RESNET, RULES, epochs=1),
+    "penalties": st.recipe(st.DROPOUT, PENALTIES),
+    "submanifold": st.recipe(st.DROPOUT, [*RULES, STIEFEL], optimizer=SUBMANIFOLD),
+    "sampler": st.recipe(st.DROPOUT, [{"rule": "Circle", "on": "convs & ~head"}], optimizer=SAMPLER),
+}
+MOVING = CUT["submanifold"]
 STOPPED = 4
 
 
@@ -96,15 +112,13 @@ def many_runs(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 def moving_runs(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """Runs that begin with one number of processes, or strategy, and go on with another."""
     found: dict[str, Any] = {}
-    recipe = st.recipe(st.DROPOUT, RULES)
-    strategies = [("ddp", "fsdp2"), ("fsdp2", "ddp")]
-    for first, second in strategies:
+    for first, second in (("ddp", "fsdp2"), ("fsdp2", "ddp")):
         begun, going_on = st.processes_of(rank, ranks, first), st.processes_of(rank, ranks, second)
         for name in (f"{first}-{second}", f"{first}-1"):
             with st.signal_at(STOPPED, here=rank == 0):
-                st.outcome(functools.partial(st.run, begun, folder / name, recipe))
+                st.outcome(functools.partial(st.run, begun, folder / name, MOVING))
         for name, processes in {f"{first}-{second}": going_on, f"1-{first}": begun}.items():
-            found[name] = st.warnings_of(functools.partial(st.run, processes, folder / name, recipe, resume=True))
+            found[name] = st.warnings_of(functools.partial(st.run, processes, folder / name, MOVING, resume=True))
     return found
 
 
@@ -195,7 +209,7 @@ def test_all_processes_get_the_result_that_the_first_one_writes(runs: Any) -> No
             assert read_json(folder / f"{strategy}-{name}" / "result.json") == json.loads(json.dumps(result))
 
 
-@pytest.mark.parametrize("name", ["dropout", "resnet"])
+@pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_signal_to_one_stops_all_and_the_resumed_run_is_the_same_to_the_last_bit(
     runs: Any, strategy: str, name: str
@@ -210,6 +224,7 @@ def test_a_signal_to_one_stops_all_and_the_resumed_run_is_the_same_to_the_last_b
     whole_run, cut = folder / f"{strategy}-{name}", folder / f"{strategy}-{name}-cut"
     assert difference(whole_run, cut) == 0.0
     assert records(whole_run) == records(cut)
+    assert difference(whole_run, folder / f"ddp-{name}") < 1e-5
 
 
 def test_each_process_has_its_own_dropout(runs: Any) -> None:
@@ -227,9 +242,8 @@ def test_each_process_has_its_own_dropout(runs: Any) -> None:
 
 
 def test_a_run_goes_on_with_another_strategy_or_number_of_processes(tmp_path: Path) -> None:
-    recipe = st.recipe(st.DROPOUT, RULES)
     for name in ("1-ddp", "1-fsdp2"):
-        stop_alone(tmp_path / name, recipe)
+        stop_alone(tmp_path / name, MOVING)
     results = run_ranks(moving_runs, 2, 2, tmp_path, seconds=120)
     for name, change in {
         "ddp-fsdp2": "processes 2 (ddp), now 2 (fsdp2)",
@@ -242,7 +256,7 @@ def test_a_run_goes_on_with_another_strategy_or_number_of_processes(tmp_path: Pa
     # Every process has gone on with its dropout where the strategy alone has changed.
     assert difference(tmp_path / "ddp-fsdp2", tmp_path / "fsdp2-ddp") < 1e-5
     for name in ("ddp-1", "fsdp2-1"):
-        found = st.warnings_of(lambda name=name: st.run(None, tmp_path / name, recipe, resume=True))
+        found = st.warnings_of(lambda name=name: st.run(None, tmp_path / name, MOVING, resume=True))
         assert any("now 1: it goes on, but not bit for bit" in text for text in found)
         assert read_json(tmp_path / name / "result.json")["steps"] == 10
     assert difference(tmp_path / "ddp-1", tmp_path / "fsdp2-1") < 1e-5

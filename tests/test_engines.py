@@ -14,6 +14,10 @@ import pytest
 
 import engine_jobs
 from fabricated import make_recipe
+from weightspace.chains import run_sampling
+from weightspace.chains import runner as chains_runner
+from weightspace.chains.keeper import ChainOrder
+from weightspace.chains.worker import do_chain_elsewhere
 from weightspace.compare import engines_ray, read_comparison, run_comparison
 from weightspace.compare import runner as runner_module
 from weightspace.compare.directory import has_finished_runs, remove_leftovers
@@ -67,14 +71,15 @@ class HereEngine:
     def __exit__(self, *_):
         return False
 
-    def submit(self, function, order):
+    def submit(self, function, order, *more):
         future = Future()
-        self.jobs.append((function.__name__, order.job.name))
-        if order.job.name in self.losses:
-            self.losses.remove(order.job.name)
+        name = order.job.name if isinstance(order, Order) else f"chain {order.chain}"
+        self.jobs.append((function.__name__, name))
+        if name in self.losses:
+            self.losses.remove(name)
             future.set_exception(WorkerLost("its process was killed"))
         else:
-            future.set_result(function(order))
+            future.set_result(function(order, *more))
         return future
 
 
@@ -82,7 +87,8 @@ class HereEngine:
 def here(monkeypatch):
     def use(**options):
         engine = HereEngine(**options)
-        monkeypatch.setattr(runner_module, "open_engine", lambda *_, **__: engine)
+        for module in (runner_module, chains_runner):
+            monkeypatch.setattr(module, "open_engine", lambda *_, **__: engine)
         return engine
 
     return use
@@ -201,6 +207,39 @@ def test_a_relayed_future_translates_exceptions_and_nothing_else():
     assert isinstance(relayed[1].exception(), KeyError)
     gone.set_running_or_notify_cancel()
     assert isinstance(relayed[2].exception(timeout=1), WorkerLost)
+
+
+# ------------------------------------------------------------------------------------------------------------ chains
+
+
+def chains_recipe() -> Recipe:
+    values = recipe().to_dict()
+    values["train"] |= {"epochs": 3}
+    values["sample"] = {"chains": 2, "burn_in_epochs": 1}
+    return Recipe.from_dict({key: value for key, value in values.items() if key != "compare"})
+
+
+def test_a_chain_whose_worker_is_lost_goes_on_wherever_it_is_sampled(tmp_path, here):
+    engine = here(shares_folders=False, losses=["chain 1"])
+    with pytest.warns(RuntimeWarning, match=r"chain 1: its worker was lost \(its process was killed\); it goes on"):
+        found = run_sampling(chains_recipe(), tmp_path / "a", workers=2)
+    assert engine.jobs.count(("do_chain_elsewhere", "chain 1")) == 2
+    plain = run_sampling(chains_recipe(), tmp_path / "b", workers=1)
+    weights = [tmp_path / place / "chain-1/model.safetensors" for place in "ab"]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    one, other = ([chain | {"seconds": 0} for chain in facts["results"]["chains"]] for facts in (found, plain))
+    assert one == other
+    here(losses=["chain 0"] * 3)
+    with (
+        pytest.warns(RuntimeWarning, match="it goes on"),
+        pytest.raises(RunError, match="chain 0 failed: its worker was"),
+    ):
+        run_sampling(chains_recipe(), tmp_path / "c", workers=2)
+
+
+def test_a_machine_that_does_not_see_the_folder_of_the_chains_says_so(tmp_path):
+    ended = do_chain_elsewhere(ChainOrder(chains_recipe(), tmp_path / "gone", 0), "sha256:any")
+    assert f"does not see {tmp_path / 'gone'}; chains save their samples" in ended.error
 
 
 # ---------------------------------------------------------------------------------------------------------- choosing
@@ -369,10 +408,7 @@ def test_ray_workers_get_cores_gpus_and_the_versions_of_the_caller(cluster, tmp_
         while not (tmp_path / "signal.begun").exists():
             time.sleep(0.1)
         engine.interrupt()
-        with pytest.raises(WorkerLost):  # what a cancelled job returns is dropped by Ray
-            future.result(timeout=100)
-        while not (tmp_path / "signal").exists():
-            time.sleep(0.1)
+        assert future.result(timeout=100) is None
         assert (tmp_path / "signal").read_text() == str(int(signal.SIGINT))
     assert cluster.is_initialized()  # it was there before, and stays
     monkeypatch.setattr(engines_ray, "versions", lambda: {"torch": "0.1", "weightspace": "9"})

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
-import weightspace as ws
 from reliability.cases import Case, cases, make_model, train
 from reliability.kills import Kill, attempt
 from reliability.outcomes import outcome, unequal
@@ -19,6 +17,8 @@ from reliability.resume import kill_at_random
 from reliability.resume_faults import SCENARIOS, Scenario, kill_everywhere
 from reliability.resume_scripts import THROUGH, differences, resumed_differences
 from reliability.resume_trials import SHORT, TRIALS, Trial, images, train_or_sample
+
+import weightspace as ws
 from weightspace.errors import RunError
 from weightspace.training import session
 from weightspace.training.loop import train_run

@@ -13,6 +13,7 @@ from reliability.cases import case, cases, make_model, train, weights
 from reliability.processes import run_ranks
 from torch import nn
 
+import sharded_manifolds
 import sharded_training
 import weightspace as ws
 from sharded_training import KINDS, STEPS, live, max_difference, open_kind, restore
@@ -90,6 +91,15 @@ def test_states_figures_schedules_later_groups_plain_weights_and_writes_from_out
 @pytest.mark.parametrize("how", ["layers", "replicas"])
 def test_lives_on_four_processes(how: str) -> None:
     check_lives(4, how, list(KINDS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_manifold_and_step(ranks: int) -> None:
+    expected = {name: sharded_manifolds.run_manifold(name, None) for name in sharded_manifolds.manifold_cases()}
+    for found in run_ranks(sharded_manifolds.run_manifolds, ranks, ranks):
+        differences = {name: max_difference(expected[name], found[name]) for name in expected}
+        assert max(differences.values()) < 1e-10, differences
 
 
 # --------------------------------------------------------------------------- checkpoints

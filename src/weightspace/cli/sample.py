@@ -107,10 +107,12 @@ def with_chains(recipe: Recipe, chains: int | None) -> Recipe:
 def tell_results(folder: Path) -> None:
     """Print the table of the chains in a folder, if they have ended."""
     from weightspace.chains.records import read_facts
+    from weightspace.compare.records import reading_damage
 
     results = read_facts(folder).get("results")
     if isinstance(results, dict):
-        tell(cast("dict[str, Any]", results))
+        with reading_damage(folder):
+            tell(cast("dict[str, Any]", results))
 
 
 def tell(results: dict[str, Any]) -> None:

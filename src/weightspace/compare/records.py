@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
 from weightspace.compare.plan import Job, make_slugs
-from weightspace.errors import RecipeError, RunError
+from weightspace.errors import RecipeError, RunError, WeightspaceError
 from weightspace.files import JsonObject, read_json
 from weightspace.training.recipe import Recipe, run_fingerprint
 
@@ -56,6 +58,22 @@ def read_facts(run_dir: Path) -> tuple[JsonObject, Recipe]:
     # Before slugs were written down they followed from the order of the arms.
     facts["slugs"] = make_slugs(recipe.compare.arms, facts["slugs"])
     return facts, recipe
+
+
+@contextmanager
+def reading_damage(folder: Path) -> Generator[None, None, None]:
+    """Where files of a run are made into words: an entry of a kind that nobody wrote becomes one sentence.
+
+    Raises:
+        RunError: Something in the folder is damaged in a way that no reader has a sentence of its own for.
+    """
+    try:
+        yield
+    except WeightspaceError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RunError(f"a file in {folder} is damaged ({reason}); restore a copy, or run the command again") from error
 
 
 def read_result(run_dir: Path, job: Job) -> JsonObject | None:

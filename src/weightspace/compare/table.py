@@ -21,6 +21,7 @@ from weightspace.compare.notes import (
     table_title,
     tuned_paths,
 )
+from weightspace.compare.records import reading_damage
 from weightspace.compare.results import ArmResult, Comparison, read_comparison
 from weightspace.compare.statistics import Estimate, mean_interval
 from weightspace.compare.verdict import verdict, warnings
@@ -57,7 +58,11 @@ def comparison_table(run_dir: Path) -> Table:
     Raises:
         RunError: Not a comparison's folder.
     """
-    comparison = read_comparison(run_dir)
+    with reading_damage(run_dir):
+        return _table_of(read_comparison(run_dir))
+
+
+def _table_of(comparison: Comparison) -> Table:
     caption = "\n".join([*verdict(comparison), "", *table_notes(comparison), *(f"! {w}" for w in warnings(comparison))])
     table = Table(
         title=Text(table_title(comparison)), caption=Text(caption), caption_justify="left", title_justify="left"

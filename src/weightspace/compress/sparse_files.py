@@ -24,7 +24,6 @@ from weightspace.files import write_bytes_atomically
 from weightspace.kernels import unwrap
 from weightspace.kernels.printing import as_text
 
-
 # What a file may declare whatever its length, and how many times its length it may declare beyond that.
 _FREE = 256 << 20
 _TIMES = 1000
@@ -180,8 +179,8 @@ def _check_size(path: Path, records: Mapping[str, Any]) -> None:
     length = path.stat().st_size
     if declared > max(_FREE, _TIMES * length):
         raise CompressError(
-            f"{path} has {length:,} bytes and declares tensors of {min(declared, 1 << 62):,} bytes or more, which no network's zeros "
-            "explain; get a whole copy."
+            f"{path} has {length:,} bytes and declares tensors of {min(declared, 1 << 62):,} bytes or more, which no "
+            "network's zeros explain; get a whole copy."
         )
 
 

@@ -14,7 +14,6 @@ from weightspace.errors import SelectionError
 from weightspace.kernels._identity import identity
 from weightspace.kernels.parameters import ParameterInfo
 
-
 _LONGEST, _SHOWN = 4000, 200  # characters
 _MOST = 100  # each is a call within a call when a parameter is looked at
 

@@ -23,7 +23,7 @@ def refusing_foreign_state(owner: str, *, keep: tuple[type[Exception], ...] = ()
         >>> with refusing_foreign_state("rules"):
         ...     {}["steps"]
         Traceback (most recent call last):
-        weightspace.errors.AttachError: This is no state of rules (KeyError: 'steps'); give what their state_dict() returned.
+        weightspace.errors.AttachError: This is no state of rules (KeyError: 'steps'); give what state_dict() returned.
     """
     try:
         yield
@@ -31,4 +31,4 @@ def refusing_foreign_state(owner: str, *, keep: tuple[type[Exception], ...] = ()
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise AttachError(f"This is no state of {owner} ({reason}); give what their state_dict() returned.") from error
+        raise AttachError(f"This is no state of {owner} ({reason}); give what state_dict() returned.") from error

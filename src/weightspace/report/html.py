@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from weightspace.compare.notes import budget_text, table_notes, table_title
+from weightspace.compare.records import reading_damage
 from weightspace.compare.results import COMPARE_FILE, Comparison, read_comparison
 from weightspace.compare.table import table_columns, table_row
 from weightspace.compare.verdict import verdict, warnings
@@ -55,17 +56,8 @@ def write_report(run_dir: Path) -> Path:
         RunError: The folder holds neither, `compare.json` is damaged, or the report cannot be written. Other damaged
             files become warnings in the report.
     """
-    if (run_dir / COMPARE_FILE).exists():
-        page = _comparison_page(read_comparison(run_dir))
-    elif is_sampling(run_dir):
-        page = chains_page(run_dir)
-    elif any((run_dir / name).exists() for name in (METRICS_FILE, "result.json", RUN_FILE)):
-        page = _single_run_page(run_dir)
-    else:
-        there = "is a file" if run_dir.is_file() else "does not exist"
-        if run_dir.is_dir():
-            there = f"holds neither {COMPARE_FILE} nor {RUN_FILE}"
-        raise RunError(f"{run_dir} {there}; give the folder of a comparison or run, such as runs/quickstart")
+    with reading_damage(run_dir):
+        page = _page_of(run_dir)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,6 +67,19 @@ def write_report(run_dir: Path) -> Path:
     )
     write_text_atomically(run_dir / REPORT_FILE, environment.get_template(_TEMPLATE).render(page=page))
     return run_dir / REPORT_FILE
+
+
+def _page_of(run_dir: Path) -> Page:
+    if (run_dir / COMPARE_FILE).exists():
+        return _comparison_page(read_comparison(run_dir))
+    if is_sampling(run_dir):
+        return chains_page(run_dir)
+    if any((run_dir / name).exists() for name in (METRICS_FILE, "result.json", RUN_FILE)):
+        return _single_run_page(run_dir)
+    there = "is a file" if run_dir.is_file() else "does not exist"
+    if run_dir.is_dir():
+        there = f"holds neither {COMPARE_FILE} nor {RUN_FILE}"
+    raise RunError(f"{run_dir} {there}; give the folder of a comparison or run, such as runs/quickstart")
 
 
 def _comparison_page(comparison: Comparison) -> Page:

@@ -174,7 +174,9 @@ class Recipe(Settings):
             tried = {**tune.grid} if tune.grid is not None else {**tune.random.ranges} if tune.random else {}
         tries = sum(map(len, tried.values())) * len(self.compare.arms)
         if tries > _MOST_TRIES:
-            raise RecipeError(f"{source}: compare tries {tries:,} settings of arms; at most {_MOST_TRIES:,} are checked")
+            raise RecipeError(
+                f"{source}: compare tries {tries:,} settings of arms; at most {_MOST_TRIES:,} are checked"
+            )
         for name, arm in self.compare.arms.items():
             recipe = self.for_arm(name)
             for path, values in {**tried, **arm.ranges}.items() if arm.tune else ():

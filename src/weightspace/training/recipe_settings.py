@@ -228,7 +228,7 @@ class TuneSettings(Settings):
         settings = math.prod(len(values) for values in (self.grid or {}).values())
         if settings > _MOST_SETTINGS:
             raise ValueError(
-                f"the grid has {settings:,} settings, each of them a run; give at most {_MOST_SETTINGS:,}, or use random"
+                f"the grid has {settings:,} settings, each of them a run; give at most {_MOST_SETTINGS:,} or use random"
             )
         return self
 

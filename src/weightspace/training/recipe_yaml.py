@@ -13,7 +13,7 @@ from typing import Any, cast
 import yaml
 
 from weightspace.errors import RecipeError
-from weightspace.training.recipe_plain import MOST_VALUES
+from weightspace.training.recipe_plain import DEEPEST, MOST_VALUES
 
 _TAG = "tag:yaml.org,2002:"
 LONGEST = 1 << 20  # characters of a recipe
@@ -36,6 +36,18 @@ class _Loader(yaml.SafeLoader):
     """Safe loader with YAML 1.2 numbers and booleans that refuses duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute; replaces the 1.1 table
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """As PyYAML does, but not deeper than recipes go: its time grows with the square of the depth."""
+        self._depth += 1
+        if self._depth > 2 * DEEPEST:
+            mark = self.peek_event().start_mark
+            text = f"this is nested more than {2 * DEEPEST} levels deep"
+            raise yaml.constructor.ConstructorError(None, None, text, mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 for _name, _pattern, _first in _CORE:

@@ -119,7 +119,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
     state = _state_of(file)
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:  # the last two: an entry is no tensor, or its name no text
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:  # the last two: an entry is no tensor, or its name no text
         raise RunError(f"{file} does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
 
 

@@ -147,7 +147,7 @@ def read_table_file(file: Path) -> Any:
             table = pa.ipc.open_file(content).read_all()
         table.validate(full=True)  # offsets within columns are taken on trust otherwise
         _check_rows(file, table.num_rows)
-        return table
+        return table  # noqa: TRY300 - the lines above belong together
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is damaged or not a {file.suffix[1:]} file ({file.stat().st_size:,} bytes): {error}."

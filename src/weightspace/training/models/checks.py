@@ -13,7 +13,6 @@ from torch import Tensor
 
 from weightspace.errors import DataError, RecipeError, nearest
 
-
 LARGEST = 1 << 30
 MOST_LAYERS = 10_000
 
@@ -39,7 +38,9 @@ def positive_int(model: str, option: str, value: object) -> int:
             f'Model "{model}" needs {option} to be an integer of at least 1, got {value!r}; give for example 16.',
         )
     if value > LARGEST:
-        raise RecipeError(f'Model "{model}" got {option} of {value.bit_length()} bits, beyond any network; give at most {LARGEST:,}.')
+        raise RecipeError(
+            f'Model "{model}" got {option} of {value.bit_length()} bits, beyond any network; give at most {LARGEST:,}.'
+        )
     return value
 
 
@@ -70,7 +71,9 @@ def positive_ints(model: str, option: str, value: object, *, empty: bool = False
         entries = cast("Sequence[object]", value)
         numbers = tuple(positive_int(model, f"every entry of {option}", entry) for entry in entries)
         if len(numbers) > MOST_LAYERS:
-            raise RecipeError(f'Model "{model}" got {len(numbers):,} entries in {option}; give at most {MOST_LAYERS:,}.')
+            raise RecipeError(
+                f'Model "{model}" got {len(numbers):,} entries in {option}; give at most {MOST_LAYERS:,}.'
+            )
         if not numbers and not empty:
             raise RecipeError(
                 f'Model "{model}" needs at least one entry in {option}, got an empty list; give [16, 32].'

@@ -36,7 +36,9 @@ def refuse_absurd(name: str, builder: Callable[..., nn.Module], arguments: Mappi
     except (RuntimeError, OverflowError, TypeError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f'Model "{name}" with these options is larger than torch can count; make it smaller.') from error
+        raise RecipeError(
+            f'Model "{name}" with these options is larger than torch can count; make it smaller.'
+        ) from error
     if needed > (memory := machine_memory()):
         raise RecipeError(
             f'Model "{name}" with these options needs {in_words(needed)} for its weights alone, and this machine has '

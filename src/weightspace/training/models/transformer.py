@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.errors import DataError, RecipeError
-from weightspace.training.models.checks import choice, flag, count_of_layers, positive_int, probability
+from weightspace.training.models.checks import choice, count_of_layers, flag, positive_int, probability
 
 _NAME = "transformer"
 _POSITIONS = ("rotary", "learned")

@@ -12,7 +12,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from weightspace.errors import RecipeError
-from weightspace.training.models.checks import check_images, choice, count_of_layers, positive_int, positive_ints, probability
+from weightspace.training.models.checks import (
+    check_images,
+    choice,
+    count_of_layers,
+    positive_int,
+    positive_ints,
+    probability,
+)
 from weightspace.training.models.initialize import he_normal_fan_in
 
 
