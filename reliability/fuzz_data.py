@@ -234,7 +234,7 @@ def texts(source: Source, folder: Path) -> None:
     """Text files: of other encodings, of one character, of zeros; contexts and counts out of range."""
     from weightspace.training.data import load_text
 
-    good = "In the beginning was the word, and the word was long enough. ".encode() * 4
+    good = b"In the beginning was the word, and the word was long enough. " * 4
     pieces = (b"", b"\0" * 50, b"\xff\xfea\0b\0", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", "\u2028\x85\x1c".encode() * 20, b"\n" * 99, b" " * 99, b"a" * 99, good, good)  # fmt: skip
     data = chosen(source, pieces) + (damaged_bytes(source, good) if happens(source, 2) else b"")
     name = chosen(source, ("text", "text", "bible-kjv", "wikitext-2", "penn-treebank"))

@@ -323,7 +323,7 @@ def test_a_model_beyond_this_machine_is_refused_with_its_size(monkeypatch, name,
 def test_the_size_check_draws_nothing():
     from weightspace.training.models import build_model
 
-    build = lambda: build_model("mlp", in_channels=1, image_size=4, num_classes=3, hidden=[4096, 2])  # noqa: E731
+    build = lambda: build_model("mlp", in_channels=1, image_size=4, num_classes=3, hidden=[4096, 2])
     torch.manual_seed(3)
     first = build().state_dict()
     torch.manual_seed(3)

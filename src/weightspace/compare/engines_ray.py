@@ -192,11 +192,12 @@ def _connect(address: str) -> None:
         cast("Any", ray).init(
             address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR", **options
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         where = "start a Ray cluster on this machine" if address == _NEW else f"reach a Ray cluster at '{address}'"
         raise RunError(
-            f"cannot {where} ({reason.rstrip('.')}); `ray start --head` starts one, and `ray status` shows its address"
+            f"cannot {where} ({reason.rstrip('.')}); `ray start --head` starts one and says its address, and one that "
+            "wants a token is reached with RAY_AUTH_MODE=token"
         ) from error
     finally:
         for number, handler in handlers.items():  # Ray puts its own in place, which would end us without a word

@@ -1,8 +1,8 @@
 """What an evaluation of an operator penalty takes, estimated: good to a factor of about two on one core.
 
-Fitted to times measured for 16 to 256 channels on images of 4x4 to 16x16 (one core of an Intel Xeon at 2.8 GHz). Only
-ratios matter for who evaluates what; that penalties on the spectrum cost hundreds of times what it takes to send their
-gradients decides the rest, and holds on any machine.
+Fitted to times measured for 16 to 256 channels on images of 4x4 to 16x16 (one core of an AMD EPYC; not on a GPU). For
+who evaluates what only ratios matter. For whether a penalty is worth a message seconds do; but the terms on the
+spectrum took a hundred times as long as sending their gradients, so that the machine hardly decides it.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def check_kinds(data: str, model: str, *, channels_last: bool) -> None:
     kind, reads = DATASETS[data].kind, MODELS[model].reads
     if kind != reads:
         fitting = ", ".join(name for name, entry in MODELS.items() if entry.reads == kind)
-        raise ValueError(  # noqa: TRY004 - pydantic collects ValueError only
+        raise ValueError(
             f"the model '{model}' reads {reads}, but the data set '{data}' is {kind}; models for it: {fitting}"
         )
     if channels_last and kind != "images":
