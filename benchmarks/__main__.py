@@ -1,8 +1,8 @@
 """Runs the benchmarks: `python -m benchmarks [--only NAME ...] [--quick] [--threads N]`.
 
-Five pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
+Six pages are made of sections: docs/benchmarks.md (step, rules, sobolev, loop), docs/benchmarks-operators.md
 (spectra, moments, penalties, scaling, memory), docs/benchmarks-manifolds.md (sphere, stiefel, slices),
-docs/benchmarks-gates.md (gates, synchronizations) and docs/benchmarks-langevin.md (langevin). A page is written when all its sections were measured, and never
+docs/benchmarks-gates.md (gates, synchronizations), docs/benchmarks-langevin.md (langevin) and docs/benchmarks-processes.md (processes). A page is written when all its sections were measured, and never
 with `--quick`, which measures little, to see that it runs. Sections are printed as they are done.
 """
 
@@ -25,6 +25,7 @@ from benchmarks import (
     moments,
     operators_scaling,
     penalties,
+    shared_work,
     spectra,
 )
 from benchmarks.timing import machine
@@ -74,6 +75,12 @@ PAGES: dict[str, tuple[str, dict[str, Section]]] = {
         "Benchmarks of Langevin steps",
         {
             "langevin": lambda _, quick: langevin_step.section(quick=quick),
+        },
+    ),
+    "benchmarks-processes.md": (
+        "Benchmarks of several processes",
+        {
+            "processes": lambda _, quick: shared_work.section(quick=quick),
         },
     ),
 }

@@ -198,8 +198,11 @@ def test_losses_are_counted_by_run():
 
 
 def test_a_relayed_future_translates_exceptions_and_nothing_else():
+    def translate(error):
+        return error if isinstance(error, WorkerLost) else KeyError(str(error))
+
     good, bad, gone = Future(), Future(), Future()
-    relayed = [relay(future, lambda error: KeyError(str(error))) for future in (good, bad, gone)]
+    relayed = [relay(future, translate) for future in (good, bad, gone)]
     good.set_result(3)
     bad.set_exception(ValueError("x"))
     gone.cancel()
@@ -207,6 +210,17 @@ def test_a_relayed_future_translates_exceptions_and_nothing_else():
     assert isinstance(relayed[1].exception(), KeyError)
     gone.set_running_or_notify_cancel()
     assert isinstance(relayed[2].exception(timeout=1), WorkerLost)
+
+
+def test_what_kills_jobs_at_once_is_not_met_again_at_once():
+    source = Future()
+    kept_back = relay(source, lambda error: WorkerLost(str(error)), lambda _: 0.3)
+    began = time.monotonic()
+    source.set_exception(ValueError("a machine is gone"))
+    assert not kept_back.done()
+    with pytest.raises(WorkerLost, match="a machine is gone"):
+        kept_back.result(timeout=60)
+    assert time.monotonic() - began > 0.29
 
 
 # ------------------------------------------------------------------------------------------------------------ chains

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -142,18 +143,31 @@ class Losses:
         )
 
 
-def relay(source: Future[T], translate: Callable[[BaseException], BaseException]) -> Future[T]:
-    """A future with the outcome of another one and a translation of its exception."""
+def relay(
+    source: Future[T],
+    translate: Callable[[BaseException], BaseException],
+    delay: Callable[[BaseException], float] = lambda _: 0.0,
+) -> Future[T]:
+    """A future with the outcome of another one and a translation of its exception.
+
+    Args:
+        source: The other one.
+        translate: Gives the exception to raise for one.
+        delay: Seconds to keep an exception back.
+    """
     target: Future[T] = Future()
     target.set_running_or_notify_cancel()
 
     def pass_on(done: Future[T]) -> None:
-        if done.cancelled():
-            target.set_exception(WorkerLost("the job was cancelled"))
-        elif (error := done.exception()) is not None:
-            target.set_exception(translate(error))
-        else:
+        error = WorkerLost("the job was cancelled") if done.cancelled() else done.exception()
+        if error is None:
             target.set_result(done.result())
+        elif seconds := delay(error):
+            timer = threading.Timer(seconds, target.set_exception, [translate(error)])
+            timer.daemon = True
+            timer.start()
+        else:
+            target.set_exception(translate(error))
 
     source.add_done_callback(pass_on)
     return target

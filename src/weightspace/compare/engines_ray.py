@@ -22,6 +22,7 @@ from weightspace.training.environment import usable_cores, versions
 
 T = TypeVar("T")
 _MUST_EQUAL = ("weightspace", "torch")  # Ray itself refuses another Python or another Ray
+_NOTICE_SECONDS = 30.0
 _NEW = "local"  # Ray's word for a cluster of its own
 
 
@@ -58,7 +59,7 @@ class RayEngine:
     def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         """Have a job done somewhere in the cluster, as soon as the cores and GPUs that it needs are free."""
         reference = self._remote.remote(function, arguments, self.threads, self._expected, str(Path.cwd()))
-        future: Future[T] = relay(reference.future(), _lost_or_error)
+        future: Future[T] = relay(reference.future(), _lost_or_error, _seconds_until_noticed)
         self._running[future] = reference
         future.add_done_callback(lambda done: self._running.pop(done, None))
         return future
@@ -216,6 +217,8 @@ def _lost_or_error(error: BaseException) -> BaseException:
         exceptions.LocalRayletDiedError,
         exceptions.TaskCancelledError,
     )
+    if isinstance(error, WorkerLost):
+        return error
     if isinstance(error, lost):
         return WorkerLost(_first_sentence(error))
     cause = getattr(error, "cause", None)
@@ -227,6 +230,13 @@ def _lost_or_error(error: BaseException) -> BaseException:
             "needs weightspace and torch in the versions of this one"
         )
     return error
+
+
+def _seconds_until_noticed(error: BaseException) -> float:
+    """How long not to give out a job again: Ray sends jobs to a dead machine until it is sure, 15 seconds or so."""
+    from ray import exceptions
+
+    return _NOTICE_SECONDS if isinstance(error, exceptions.NodeDiedError | exceptions.LocalRayletDiedError) else 0.0
 
 
 def _first_sentence(error: object) -> str:

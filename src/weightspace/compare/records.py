@@ -71,7 +71,7 @@ def reading_damage(folder: Path) -> Generator[None, None, None]:
         yield
     except WeightspaceError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"a file in {folder} is damaged ({reason}); restore a copy, or run the command again") from error
 

@@ -118,9 +118,8 @@ def train_run(
         with processes.agreed():
             if started is not None:
                 started(step)
-            log = RunLog(
-                *(run_dir,), records=records, step=step, tensorboard=tensorboard, silent=not processes.is_first
-            )
+            silent = not processes.is_first
+            log = RunLog(run_dir, records=records, step=step, tensorboard=tensorboard, silent=silent)
         with log:
             loop = TrainingLoop(session, run_dir, fingerprint, log, stop=stop, progress=progress, watch=watch)
             reason = loop.train(checkpoint_every_epochs, checkpoint_every_steps)

@@ -266,7 +266,7 @@ def open_session(
     model = fabric.setup_module(module)
     inner = make_optimizer(recipe, module, num_data=data.num_data)
     optimizer = fabric.setup_optimizers(inner)
-    rules = _attach(recipe, inner, module)
+    rules = _attach(recipe, inner, model)
     if rules is not None and rules.needs_closure and train.precision == "16-mixed":
         raise RecipeError(
             "a gate that looks ahead gives the optimizer a closure, and the gradient scaling of train.precision: "
@@ -334,11 +334,11 @@ def _check_shared(recipe: Recipe, data: Data, processes: Processes) -> None:
         processes.check_alike("data", f"check sum {data.checksum}")
 
 
-def _attach(recipe: Recipe, optimizer: torch.optim.Optimizer, module: nn.Module) -> Rules | None:
+def _attach(recipe: Recipe, optimizer: torch.optim.Optimizer, model: nn.Module) -> Rules | None:
     """The recipe's rules on the inner optimizer: Fabric's wrapper calls its `step` (after unscaling) with all hooks."""
     rules = attached_rules(recipe)
     if not rules:
         return None
     import weightspace
 
-    return weightspace.attach(optimizer, module, *rules, measure_every=recipe.train.measure_every)
+    return weightspace.attach(optimizer, model, *rules, measure_every=recipe.train.measure_every)
