@@ -184,6 +184,7 @@ def share_out(
 
 def _connect(address: str) -> None:
     import ray
+    from ray.exceptions import RayError
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports nothing to anybody
     options: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address == _NEW else {}
@@ -193,7 +194,7 @@ def _connect(address: str) -> None:
         cast("Any", ray).init(
             address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR", **options
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         where = "start a Ray cluster on this machine" if address == _NEW else f"reach a Ray cluster at '{address}'"
         raise RunError(

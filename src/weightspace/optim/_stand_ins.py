@@ -10,7 +10,7 @@ from torch import nn
 from weightspace.errors import AttachError
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.optim._transform import Swap
-from weightspace.sharding import local_part
+from weightspace.sharding import is_sharded, local_part
 
 
 class StandIns:
@@ -54,4 +54,5 @@ class StandIns:
 
 def writes(tensor: torch.Tensor) -> int:
     """How often a tensor was written to; fused optimizers and writes to `.data` do not count."""
-    return local_part(tensor)._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it
+    count = tensor._version  # noqa: SLF001  # autograd's own count of writes; torch has no public name for it
+    return count + local_part(tensor)._version if is_sharded(tensor) else count  # noqa: SLF001  # each counts its own

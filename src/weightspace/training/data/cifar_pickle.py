@@ -17,6 +17,7 @@ from weightspace.errors import DataError
 from weightspace.training.data.splits import Split
 
 PIXELS = 3 * 32 * 32
+_HUGE = 1 << 63
 
 # Byte strings as Python 2 wrote them (the published files) and as Python 3 writes them.
 _STRINGS = frozenset({
@@ -47,7 +48,8 @@ def parse_pickle(data: bytes, where: str) -> Split:
     if column_major:
         raise DataError(f"{where} stores its pixels in column-major order, unlike the published files: get it again.")
     if not all(0 <= label <= 255 for label in labels):
-        raise DataError(f"{where} holds labels out of range: they should be from 0 to 255.")
+        low, high = max(min(labels), -_HUGE), min(max(labels), _HUGE)  # a longer integer could not even be printed
+        raise DataError(f"{where} holds labels out of range: they run from {low} to {high}.")
     images = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 3, 32, 32)
     return Split(images, torch.tensor(labels, dtype=torch.int64))
 

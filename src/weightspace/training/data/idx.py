@@ -24,6 +24,7 @@ from weightspace.training.data.splits import Split
 MAX_BYTES = 1 << 30
 # No byte of a gzipped file stands for more bytes than that.
 DEFLATE_RATIO = 1032
+_SMALL = 16 << 20  # of that much memory no file needs to be suspected
 
 # torchvision's folders, so that its `root` is also ours.
 _SUBFOLDERS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")
@@ -92,7 +93,7 @@ def _check_possible(path: Path, shape: tuple[int, ...]) -> None:
     """
     length = path.stat().st_size
     most = length * (DEFLATE_RATIO if path.suffix == ".gz" else 1)
-    if prod(shape) > most:
+    if prod(shape) > max(most, _SMALL):
         raise DataError(
             f"{path} announces {' x '.join(map(str, shape))} = {prod(shape):,} bytes of data but has {length:,} bytes, "
             f"which cannot hold more than {most:,}: get it again."
