@@ -121,8 +121,8 @@ def test_vanished_weights_and_exact_retractions_are_known_after_resuming() -> No
 
 
 def test_a_run_that_is_killed_at_random_ends_with_the_same_bits() -> None:
-    found = kill_at_random(SHORT, kills=3, seed=1)
-    assert found.kills >= 3
+    found = kill_at_random(SHORT, kills=2, seed=1)
+    assert found.kills >= 2
     assert found.runs >= 1
     assert found.different == []
 

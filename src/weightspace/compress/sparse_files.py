@@ -170,18 +170,17 @@ def _check_size(path: Path, records: Mapping[str, Any]) -> None:
     Raises:
         CompressError: It declares more than `_FREE` bytes and `_TIMES` its own length.
     """
-    declared = 0
-    for record in records.values():
+    declared, length = 0, path.stat().st_size
+    for name, record in records.items():
         shape = cast("dict[str, Any]", record).get("shape") if isinstance(record, dict) else None
         if isinstance(shape, list) and all(isinstance(size, int) for size in cast("list[object]", shape)):
             width = DTYPES.get(str(cast("dict[str, Any]", record).get("dtype")), torch.float64).itemsize
             declared += abs(math.prod(cast("list[int]", shape))) * width
-    length = path.stat().st_size
-    if declared > max(_FREE, _TIMES * length):
-        raise CompressError(
-            f"{path} has {length:,} bytes and declares tensors of {min(declared, 1 << 62):,} bytes or more, which no "
-            "network's zeros explain; get a whole copy."
-        )
+        if declared > max(_FREE, _TIMES * length):
+            raise CompressError(
+                f"{path} is damaged at {name}: it declares tensors of {min(declared, 1 << 62):,} bytes or more, which "
+                f"no network's zeros explain in a file of {length:,}; get a whole copy."
+            )
 
 
 def content_of(

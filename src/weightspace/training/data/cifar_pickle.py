@@ -17,7 +17,7 @@ from weightspace.errors import DataError
 from weightspace.training.data.splits import Split
 
 PIXELS = 3 * 32 * 32
-_HUGE = 1 << 63
+_HUGE = 10**30
 
 # Byte strings as Python 2 wrote them (the published files) and as Python 3 writes them.
 _STRINGS = frozenset({
