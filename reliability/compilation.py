@@ -1,8 +1,8 @@
 """`torch.compile` of the model and of the optimizer's step, for every case: the same weights, and how often it compiles.
 
-Graphs are counted by a backend that runs them as they are, which decides nothing about when dynamo compiles anew, and
-frames by dynamo's own counter. A learning rate that changes at every step is in all of them: a number that dynamo takes
-for a constant would be compiled into each.
+Graphs are counted by a backend that goes through autograd's own tracing as inductor does (what it makes of numbers
+decides what is compiled anew) and then runs them as they are; frames by dynamo's own counter. The learning rate is a
+tensor that a schedule changes at every step, or a number that stays: torch compiles anew for each value of a number.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.backends.registry import lookup_backend
 
 from reliability.cases import Case, batch, cases, make_model
 from reliability.findings import METHODS, Finding
 from reliability.precision import representative
 
 STEPS = 20
-WARM_UP = 3  # steps: the first makes state, the second sees it, the third sees that the learning rate changes
+WARM_UP = 3  # steps: the first makes state, the second sees it
 LARGEST_ERROR = 1e-4  # of float32 weights; a compiled Adam orders its arithmetic otherwise
 
 
@@ -33,10 +34,10 @@ class Count:
     graphs: int = 0
     log: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
-    def backend(self, module: Any, _: Any) -> Callable[..., Any]:
-        """Counts a graph and runs it as it is."""
+    def backend(self, module: Any, inputs: Any) -> Any:
+        """Counts a graph and runs what autograd's tracing makes of it."""
         self.graphs += 1
-        return module.forward
+        return lookup_backend("aot_eager")(module, inputs)
 
     def note(self) -> None:
         """After a step: graphs and frames so far."""
@@ -100,18 +101,17 @@ def fresh() -> Generator[None]:
             torch.compiler.reset()
 
 
-def _cosine(optimizer: torch.optim.Optimizer, *, as_tensor: bool) -> Any:
-    if as_tensor:
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"])
+def _cosine(optimizer: torch.optim.Optimizer) -> Any:
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS + 5)
 
 
 def _run(case: Case, way: str | None, backend: Any, note: Callable[[], None]) -> nn.Module:
-    """Trains with a cosine schedule; compiled if there is a backend."""
+    """Trains, with a cosine schedule unless the rate is a number; compiled if there is a backend."""
     model = make_model(torch.float32)
     optimizer, rules = case.open(model)
-    schedule = _cosine(optimizer, as_tensor=way == "step, lr a tensor")
+    schedule = None if way == "step, lr a number" else _cosine(optimizer)
     step: Callable[..., Any] = optimizer.step
     forward: Callable[..., Any] = model
     if backend is not None and way == "model":
@@ -132,12 +132,13 @@ def _run(case: Case, way: str | None, backend: Any, note: Callable[[], None]) ->
         else:
             closure()
             step()
-        schedule.step()
+        if schedule is not None:
+            schedule.step()
         note()
     return model
 
 
-WAYS = ("model", "step", "step, lr a tensor")
+WAYS = ("model", "step", "step, lr a number")
 
 
 def run(case: Case, way: str, backend: Any = None) -> Outcome:
@@ -146,7 +147,7 @@ def run(case: Case, way: str, backend: Any = None) -> Outcome:
     try:
         with fresh():
             compiled = _run(case, way, backend or count.backend, count.note)
-        plain = _run(case, way, None, lambda: None)
+        plain = _run(case, way, None, lambda: None)  # the same learning rates
     except Exception as error:  # noqa: BLE001  # whatever it is, the case did not compile, and the table says so
         return Outcome(case, way, count.graphs, 0, float("inf"), f"{type(error).__name__}: {error}")
     pairs = [(p.detach(), q.detach()) for p, q in zip(compiled.parameters(), plain.parameters(), strict=True)]

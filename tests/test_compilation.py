@@ -20,7 +20,7 @@ FAST = [
     ("metric, band, L1, Stiefel", "model"),
     ("L1 behind Coherent(lookahead)", "model"),
     ("SubmanifoldSGD stiefel(matrix)", "step"),
-    ("SubmanifoldAdam", "step, lr a tensor"),
+    ("SubmanifoldAdam", "step, lr a number"),
     ("ConstrainedLangevin stiefel(matrix)", "step"),
 ]
 
@@ -32,7 +32,7 @@ def test_nothing_is_compiled_after_the_warm_up(name: str, way: str):
     assert found.graphs <= 2
     if way == "model":
         assert found.graphs == 1
-        assert found.error == 0.0
+        assert found.error < 1e-6
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_the_count_sees_a_step_that_compiles_anew(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ws.optim.SubmanifoldSGD, "_step_free", step_free)
     monkeypatch.setattr(compilation, "STEPS", 6)
-    found = compilation.run(case("SubmanifoldSGD sphere(filter)"), "step, lr a tensor")
+    found = compilation.run(case("SubmanifoldSGD sphere(filter)"), "step, lr a number")
     assert not found.holds
     assert found.graphs > 2
     assert found.late >= 3
@@ -72,7 +72,7 @@ def test_inductor_takes_the_same_steps(name: str):
 
 def test_a_free_group_is_compiled_and_its_geometry_is_not():
     """Of SubmanifoldSGD one graph is torch's SGD on free weights; nothing of a sampler is compiled."""
-    assert compilation.run(case("SubmanifoldSGD sphere(filter)"), "step, lr a tensor").graphs == 1
+    assert compilation.run(case("SubmanifoldSGD sphere(filter)"), "step").graphs == 1
     assert compilation.run(case("ConstrainedLangevin euclidean(kernel)"), "step").graphs == 0
 
 
@@ -114,6 +114,26 @@ def test_a_new_image_size_is_seen_by_penalties_of_a_compiled_model():
             sizes.append(rules._plan.penalties.sizes.of("0.weight"))
         assert sizes == [(8, 8), (12, 12), (12, 12), (15, 15)]
         assert count.graphs == 2  # the second takes the size for a variable
+
+
+def test_a_rate_that_is_a_number_and_changes_is_compiled_anew_as_in_plain_torch(monkeypatch: pytest.MonkeyPatch):
+    """Documented, and why the schedules of the other tests change a tensor."""
+    monkeypatch.setattr(compilation, "STEPS", 6)
+    graphs: list[int] = []
+    for is_ours in (False, True):
+        with compilation.fresh():
+            count = compilation.Count()
+            weight = nn.Parameter(torch.ones(3))
+            kind: Any = ws.optim.SubmanifoldSGD if is_ours else torch.optim.SGD
+            optimizer = kind([weight], lr=0.1)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            step = torch.compile(optimizer.step, backend=count.backend)
+            for _ in range(5):
+                weight.grad = torch.ones(3)
+                step()
+                schedule.step()
+            graphs.append(count.graphs)
+    assert graphs == [5, 5]
 
 
 @CUDA

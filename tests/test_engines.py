@@ -431,6 +431,23 @@ def test_ray_workers_get_cores_gpus_and_the_versions_of_the_caller(cluster, tmp_
         engine.submit(engine_jobs.threads).result()
 
 
+def test_what_an_error_of_ray_means():
+    exceptions = pytest.importorskip("ray.exceptions", reason="needs the extra `ray`")
+    meaning = engines_ray._lost_or_error
+    for lost in (
+        exceptions.WorkerCrashedError(),
+        exceptions.NodeDiedError("gone"),
+        exceptions.OutOfMemoryError("full"),
+    ):
+        assert isinstance(meaning(lost), WorkerLost)
+    assert engines_ray._seconds_until_noticed(exceptions.NodeDiedError("gone")) > 15
+    assert engines_ray._seconds_until_noticed(exceptions.WorkerCrashedError()) == 0
+    ended = meaning(exceptions.LocalRayletDiedError())
+    assert isinstance(ended, RunError)
+    assert "Ray has ended on this machine" in str(ended)
+    assert isinstance(meaning(KeyError("x")), KeyError)
+
+
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch):
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")

@@ -215,13 +215,17 @@ def _lost_or_error(error: BaseException) -> BaseException:
         exceptions.NodeDiedError,
         exceptions.OutOfMemoryError,
         exceptions.ObjectLostError,
-        exceptions.LocalRayletDiedError,
         exceptions.TaskCancelledError,
     )
     if isinstance(error, WorkerLost):
         return error
     if isinstance(error, lost):
         return WorkerLost(_first_sentence(error))
+    if isinstance(error, exceptions.LocalRayletDiedError):  # of this machine: no job can be handed out any more
+        return RunError(
+            f"Ray has ended on this machine ({_first_sentence(error)}); finished runs are kept: start it again, and the "
+            "same command continues"
+        )
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception) and not isinstance(cause, ImportError):
         return cause
@@ -237,7 +241,7 @@ def _seconds_until_noticed(error: BaseException) -> float:
     """How long not to give out a job again: Ray sends jobs to a dead machine until it is sure, 15 seconds or so."""
     from ray import exceptions
 
-    return _NOTICE_SECONDS if isinstance(error, exceptions.NodeDiedError | exceptions.LocalRayletDiedError) else 0.0
+    return _NOTICE_SECONDS if isinstance(error, exceptions.NodeDiedError) else 0.0
 
 
 def _first_sentence(error: object) -> str:
