@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from test_loop import small_data
 
 from weightspace.errors import WeightspaceError
 from weightspace.training import steps as steps_module
@@ -29,18 +30,7 @@ TRANSFORMER = {"name": "transformer", "options": {"width": 16, "layers": 2, "hea
 
 
 def images() -> ImageData:
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(87) % 3
-    pixels = torch.randint(0, 120, (87, 1, 8, 8), generator=g, dtype=torch.uint8)
-    pixels[torch.arange(87), 0, labels * 2] += 100
-    return ImageData(
-        "stripes",
-        *(pixels[:66], labels[:66], pixels[66:], labels[66:]),  # 21 images to test on: two ranks share them unevenly
-        class_names=("a", "b", "c"),
-        mean=(0.3,),
-        std=(0.2,),
-        source="drawn for this test",
-    )
+    return small_data(66, 21)  # two ranks share 21 images unevenly
 
 
 def text() -> TextData:

@@ -133,7 +133,7 @@ def test_a_rate_that_is_a_number_and_changes_is_compiled_anew_as_in_plain_torch(
                 step()
                 schedule.step()
             graphs.append(count.graphs)
-    assert graphs == [5, 5]
+    assert graphs[0] == graphs[1] >= 5
 
 
 @CUDA

@@ -39,14 +39,15 @@ def data() -> ImageData:
     return small_data()
 
 
-def small_data() -> ImageData:
+def small_data(train: int = 96, test: int = 24) -> ImageData:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 3
-    images = torch.randint(0, 120, (120, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    images[torch.arange(120), 0, labels * 2] += 100
+    count = train + test
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(count), 0, labels * 2] += 100
     return ImageData(
         "stripes",
-        *(images[:96], labels[:96], images[96:], labels[96:]),
+        *(images[:train], labels[:train], images[train:], labels[train:]),
         class_names=("a", "b", "c"),
         mean=(0.3,),
         std=(0.2,),

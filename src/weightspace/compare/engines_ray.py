@@ -223,8 +223,8 @@ def _lost_or_error(error: BaseException) -> BaseException:
         return WorkerLost(_first_sentence(error))
     if isinstance(error, exceptions.LocalRayletDiedError):  # of this machine: no job can be handed out any more
         return RunError(
-            f"Ray has ended on this machine ({_first_sentence(error)}); finished runs are kept: start it again, and the "
-            "same command continues"
+            f"Ray has ended on this machine ({_first_sentence(error)}); finished runs are kept: start it again, and "
+            "the same command continues"
         )
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception) and not isinstance(cause, ImportError):
