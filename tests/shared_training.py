@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_loop import small_data
 
 from weightspace.errors import WeightspaceError
 from weightspace.training import steps as steps_module
@@ -27,6 +26,22 @@ VGG = {"name": "vgg", "options": {"widths": [4, 6], "convs_per_stage": 1, "hidde
 DROPOUT = {"name": "vgg", "options": {"widths": [4, 6], "convs_per_stage": 1, "hidden": [], "dropout": 0.3}}
 RESNET = {"name": "resnet20", "options": {"width": 4}}
 TRANSFORMER = {"name": "transformer", "options": {"width": 16, "layers": 2, "heads": 2}}
+
+
+def small_data(train: int = 96, test: int = 24) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    count = train + test
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(count), 0, labels * 2] += 100
+    return ImageData(
+        "stripes",
+        *(images[:train], labels[:train], images[train:], labels[train:]),
+        class_names=("a", "b", "c"),
+        mean=(0.3,),
+        std=(0.2,),
+        source="drawn for this test",
+    )
 
 
 def images() -> ImageData:

@@ -276,7 +276,7 @@ def test_what_engine_is_there(monkeypatch):
 
 def test_an_unknown_engine_touches_no_folder(tmp_path):
     with pytest.raises(RecipeError, match="there is no engine 'dask'"):
-        run_comparison(recipe(), tmp_path / "run", engine="dask")
+        run_comparison(recipe(), tmp_path / "run", engine=EngineChoice("dask"))
     assert not (tmp_path / "run").exists()
 
 
@@ -385,7 +385,7 @@ def test_ray_gives_the_same_results_though_a_worker_is_killed(tmp_path, referenc
     run_comparison(
         recipe(),
         tmp_path / "run",
-        engine="ray",
+        engine=EngineChoice("ray"),
         workers=2,
         accelerator="cpu",
         train=functools.partial(engine_jobs.train_and_be_killed_once, mark=tmp_path / "mark"),
@@ -403,7 +403,7 @@ def test_ray_gives_the_same_results_though_a_worker_is_killed(tmp_path, referenc
 def test_ray_gives_up_a_run_that_kills_every_worker(tmp_path):
     train = engine_jobs.train_and_always_be_killed
     with pytest.raises(RunError, match=r"'SGD, seed 1' failed.*its worker was lost 3 times \(The worker died"):
-        run_comparison(recipe(), tmp_path, engine="ray", workers=1, accelerator="cpu", train=train)
+        run_comparison(recipe(), tmp_path, engine=EngineChoice("ray"), workers=1, accelerator="cpu", train=train)
     assert "SGD, seed 1" in read_comparison(tmp_path).missing
 
 

@@ -25,7 +25,8 @@ pytest.importorskip("accelerate", reason="needs the extra `transformers`")
 
 from lightning.pytorch.loggers.logger import DummyLogger  # noqa: E402
 
-from weightspace.integrations import huggingface, lightning as integration  # noqa: E402
+from weightspace.integrations import huggingface  # noqa: E402
+from weightspace.integrations import lightning as integration  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STEPS = 6  # of an epoch

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import weightspace
+from shared_training import small_data
 from weightspace.errors import DataError, RecipeError, RunError
 from weightspace.files import read_json
 from weightspace.training import session as session_module
@@ -37,22 +38,6 @@ Metrics = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return small_data()
-
-
-def small_data(train: int = 96, test: int = 24) -> ImageData:
-    generator = torch.Generator().manual_seed(0)
-    count = train + test
-    labels = torch.arange(count) % 3
-    images = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    images[torch.arange(count), 0, labels * 2] += 100
-    return ImageData(
-        "stripes",
-        *(images[:train], labels[:train], images[train:], labels[train:]),
-        class_names=("a", "b", "c"),
-        mean=(0.3,),
-        std=(0.2,),
-        source="drawn for this test",
-    )
 
 
 def make_recipe(rules: Sequence[dict[str, Any]] = ({"rule": "ChannelL2", "smoothing": 4.0},), **train: Any) -> Recipe:

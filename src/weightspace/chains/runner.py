@@ -13,7 +13,7 @@ from weightspace.chains.evaluation import evaluate_chains
 from weightspace.chains.keeper import ChainOrder, plan_of, sample_chain
 from weightspace.chains.records import SAMPLE_FILE, now, open_folder, remove_leftovers
 from weightspace.chains.worker import Ended, do_chain, do_chain_elsewhere
-from weightspace.compare.engines import Engine, EngineChoice, Losses, WorkerLost, open_engine
+from weightspace.compare.engines import LOCAL, Engine, EngineChoice, Losses, WorkerLost, open_engine
 from weightspace.compare.pool import find_devices, refuse_count, signals, worker_count
 from weightspace.compare.worker import check_data, describe_data
 from weightspace.errors import RunError
@@ -39,8 +39,7 @@ def run_sampling(
     *,
     workers: int | None = None,
     accelerator: str = "auto",
-    engine: str = "local",
-    engine_address: str | None = None,
+    engine: EngineChoice = LOCAL,
     command: str = "",
     progress: Progress | None = None,
     checkpoint_every_steps: int | None = None,
@@ -56,9 +55,8 @@ def run_sampling(
         workers: Processes that sample at the same time. None: one per GPU, or one per core where there is no GPU. One
             samples in this process. The cores are shared evenly among the workers' threads.
         accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
-        engine: Who runs them: "local" or "ray", as for `run_comparison`. Chains save as they go, so all machines of a
-            Ray cluster must see `run_dir`.
-        engine_address: Of a Ray cluster that is running; None starts one on this machine.
+        engine: Who runs them, as for `run_comparison`. Chains save as they go, so all machines of a Ray cluster must
+            see `run_dir`.
         command: The command line, for the record.
         progress: Called about twice a second.
         checkpoint_every_steps: Save the chains every so many steps too.
@@ -78,8 +76,7 @@ def run_sampling(
         recipe = recipe.model_copy(update={"sample": SampleSettings()})
         recipe = Recipe.from_dict(recipe.to_dict(), source=f"recipe '{recipe.name}'")
     settings = recipe.sample or SampleSettings()
-    choice = EngineChoice(engine, engine_address)
-    choice.check(accelerator)
+    engine.check(accelerator)
     refuse_count(workers)
     with locked(run_dir, "sampling"):
         facts = open_folder(recipe, run_dir, command)
@@ -89,18 +86,18 @@ def run_sampling(
         plan_of(recipe, data)  # a burn-in that leaves nothing is refused before anything is touched
         remove_leftovers(run_dir)
         facts |= {"data": describe_data(data)}
-        folder = run_dir if engine == "local" else run_dir.resolve()  # other processes stand elsewhere
+        folder = run_dir if engine.name == "local" else run_dir.resolve()  # other processes stand elsewhere
         template = ChainOrder(recipe, folder, 0, command, checkpoint_every_steps, tensorboard, accelerator)
         running = _Running(template, data, settings.chains, progress)
         orders = running.unfinished()
-        if engine == "local" and worker_count(workers, settings.chains, find_devices(accelerator)) == 1:
-            facts |= {"engine": engine, "workers": 1, "threads": usable_cores()}
+        if engine.name == "local" and worker_count(workers, settings.chains, find_devices(accelerator)) == 1:
+            facts |= {"engine": engine.name, "workers": 1, "threads": usable_cores()}
             write_json_atomically(run_dir / SAMPLE_FILE, facts)
             running.one_by_one(orders)
         elif orders:
-            opened = open_engine(choice, workers=workers, jobs=settings.chains, accelerator=accelerator)
+            opened = open_engine(engine, workers=workers, jobs=settings.chains, accelerator=accelerator)
             with signals(run_dir, _again(command)), opened as chosen:
-                facts |= {"engine": engine, "workers": chosen.count, "threads": chosen.threads}
+                facts |= {"engine": engine.name, "workers": chosen.count, "threads": chosen.threads}
                 write_json_atomically(run_dir / SAMPLE_FILE, facts)
                 running.run(orders, chosen, str(facts["data"]["checksum"]))
         if progress is not None:

@@ -17,6 +17,7 @@ from weightspace.cli.options import (
     OutOption,
     RecipeArgument,
     SetOption,
+    WorkersOption,
     command_line,
     read_recipe_option,
 )
@@ -30,15 +31,7 @@ def compare(
     *,
     out: OutOption = None,
     set_: SetOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Processes that train at the same time.",
-            show_default="one per GPU, or per core without one",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     accelerator: AcceleratorOption = "auto",
     engine: EngineOption = "local",
     engine_address: EngineAddressOption = None,
@@ -63,7 +56,8 @@ def compare(
     from weightspace.report import write_report
 
     make_plan(settings)  # a recipe without a comparison, or a missing accelerator, is refused
-    EngineChoice(engine, engine_address).check(accelerator)  # before anything is touched
+    choice = EngineChoice(engine, engine_address)
+    choice.check(accelerator)  # before anything is touched
     folder = out if out is not None else Path("runs") / settings.name
     if (folder / RUN_FILE).exists():
         raise RunError(f"{folder} holds a single training run; choose another folder with --out")
@@ -78,8 +72,7 @@ def compare(
             folder,
             workers=workers,
             accelerator=accelerator,
-            engine=engine,
-            engine_address=engine_address,
+            engine=choice,
             command=command_line(),
             progress=move,
         )

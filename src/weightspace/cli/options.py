@@ -42,6 +42,16 @@ AcceleratorOption = Annotated[
     str,
     typer.Option("--accelerator", "--device", metavar="NAME", help="Where to train: auto, cpu, cuda or mps."),
 ]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        metavar="N",
+        help="Runs at the same time, each in a process of its own.",
+        show_default="one per GPU, or per core without one",
+    ),
+]
 EngineOption = Annotated[
     str,
     typer.Option(

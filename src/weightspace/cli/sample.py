@@ -17,6 +17,7 @@ from weightspace.cli.options import (
     OutOption,
     RecipeArgument,
     SetOption,
+    WorkersOption,
     command_line,
     read_recipe_option,
 )
@@ -34,15 +35,7 @@ def sample(
         int | None, typer.Option(min=1, metavar="N", help="How many chains.", show_default="the recipe's, or 4")
     ] = None,
     set_: SetOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Processes that sample at the same time.",
-            show_default="one per GPU, or per core without one",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     accelerator: AcceleratorOption = "auto",
     engine: EngineOption = "local",
     engine_address: EngineAddressOption = None,
@@ -70,7 +63,8 @@ def sample(
     from weightspace.compare.engines import EngineChoice
     from weightspace.report import write_report
 
-    EngineChoice(engine, engine_address).check(accelerator)  # before anything is touched
+    choice = EngineChoice(engine, engine_address)
+    choice.check(accelerator)  # before anything is touched
     if not resume:
         with locked(folder, "sampling"):  # one that is sampling in there keeps its files
             delete_sampling(folder)
@@ -80,8 +74,7 @@ def sample(
             folder,
             workers=workers,
             accelerator=accelerator,
-            engine=engine,
-            engine_address=engine_address,
+            engine=choice,
             command=command_line(),
             progress=move,
             checkpoint_every_steps=checkpoint_every,

@@ -18,6 +18,7 @@ from weightspace.cli.options import (
     OutOption,
     RecipeArgument,
     SetOption,
+    WorkersOption,
     command_line,
     read_recipe_option,
 )
@@ -58,10 +59,7 @@ def tolerance(
     ] = None,
     out: OutOption = None,
     set_: SetOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Processes that train at the same time.", show_default="one per core"),
-    ] = None,
+    workers: WorkersOption = None,
     accelerator: AcceleratorOption = "auto",
     engine: EngineOption = "local",
     engine_address: EngineAddressOption = None,
@@ -80,7 +78,8 @@ def tolerance(
 
     settings = with_sweep(read_recipe_option(recipe, set_), rule, strengths, gates, seeds)
     folder = out if out is not None else Path("runs") / f"{settings.name}-tolerance"
-    EngineChoice(engine, engine_address).check(accelerator)  # before anything is touched
+    choice = EngineChoice(engine, engine_address)
+    choice.check(accelerator)  # before anything is touched
     _prepare(settings, folder, resume=resume)
     from weightspace.compare.tolerance import run_tolerance
     from weightspace.report.tolerance import write_tolerance
@@ -91,8 +90,7 @@ def tolerance(
             folder,
             workers=workers,
             accelerator=accelerator,
-            engine=engine,
-            engine_address=engine_address,
+            engine=choice,
             command=command_line(),
             progress=move,
         )

@@ -90,6 +90,9 @@ class EngineChoice:
             find_devices(accelerator)
 
 
+LOCAL = EngineChoice()
+
+
 @contextmanager
 def open_engine(
     choice: EngineChoice, *, workers: int | None, jobs: int, accelerator: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightspace.compare.directory import ERRORS_FILE, remove_leftovers
-from weightspace.compare.engines import Engine, EngineChoice, Losses, WorkerLost, open_engine
+from weightspace.compare.engines import LOCAL, Engine, EngineChoice, Losses, WorkerLost, open_engine
 from weightspace.compare.opening import open_comparison
 from weightspace.compare.plan import Job, make_plan
 from weightspace.compare.pool import refuse_count, signals
@@ -51,8 +51,7 @@ def run_comparison(
     *,
     workers: int | None = None,
     accelerator: str = "auto",
-    engine: str = "local",
-    engine_address: str | None = None,
+    engine: EngineChoice = LOCAL,
     command: str = "",
     progress: Progress | None = None,
     train: TrainFunction = train_run,
@@ -66,9 +65,8 @@ def run_comparison(
         workers: Processes that train at the same time. None: one per GPU, or one per CPU core where there is no GPU.
             The cores are shared evenly among the workers' threads.
         accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
-        engine: Who runs them: "local" (processes of this machine) or "ray" (a Ray cluster). The results are the same.
-        engine_address: Of a Ray cluster that is running, such as `host:6379` or `auto`; None starts one on this machine
-            for the comparison.
+        engine: Who runs them: processes of this machine, or `EngineChoice("ray", address)`: a Ray cluster, whose
+            address is such as `host:6379` or `auto`; None starts one on this machine. The results are the same.
         command: The command line, for the report.
         progress: Called after every finished run with (what happened, finished runs, all runs).
         train: Trains one run; must be importable by name, as it goes to other processes.
@@ -86,8 +84,7 @@ def run_comparison(
         ComparisonInterrupted: Ctrl-C or SIGTERM; the same command continues.
     """
     total = make_plan(recipe).total  # a recipe without a comparison is refused before anything is touched
-    choice = EngineChoice(engine, engine_address)
-    choice.check(accelerator)
+    engine.check(accelerator)
     refuse_count(workers)
     if accelerator != "auto":
         train = functools.partial(train, accelerator=accelerator)
@@ -99,8 +96,8 @@ def run_comparison(
         comparison = _Running(run_dir, facts, train, load, progress, again)
         schedule = comparison.schedule()
         if schedule:
-            with open_engine(choice, workers=workers, jobs=total, accelerator=accelerator) as chosen:
-                facts |= {"engine": engine, "workers": chosen.count, "threads": chosen.threads}
+            with open_engine(engine, workers=workers, jobs=total, accelerator=accelerator) as chosen:
+                facts |= {"engine": engine.name, "workers": chosen.count, "threads": chosen.threads}
                 write_json_atomically(run_dir / COMPARE_FILE, facts)
                 comparison.run(schedule, chosen)
         if comparison.losses.counts:

@@ -25,6 +25,7 @@ from weightspace.compare._sweep import (
     results_in,
     sweep_of,
 )
+from weightspace.compare.engines import LOCAL, EngineChoice
 from weightspace.compare.records import accuracy_of, chance_of, read_facts
 from weightspace.compare.runner import Progress, run_comparison
 from weightspace.compare.statistics import mean_interval
@@ -185,8 +186,7 @@ def run_tolerance(
     *,
     workers: int | None = None,
     accelerator: str = "auto",
-    engine: str = "local",
-    engine_address: str | None = None,
+    engine: EngineChoice = LOCAL,
     command: str = "",
     progress: Progress | None = None,
     train: TrainFunction = train_run,
@@ -202,8 +202,7 @@ def run_tolerance(
         run_dir: Folder of the sweep: empty, missing, or one where this recipe was started before.
         workers: Processes that train at the same time; this and the others as for `run_comparison`.
         accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps".
-        engine: "local" or "ray".
-        engine_address: Of a Ray cluster that is running.
+        engine: As for `run_comparison`.
         command: The command line, for the report.
         progress: Called after every finished run.
         train: Trains one run.
@@ -222,7 +221,6 @@ def run_tolerance(
         workers=workers,
         accelerator=accelerator,
         engine=engine,
-        engine_address=engine_address,
         command=command,
         progress=progress,
         train=train,
