@@ -260,18 +260,18 @@ def test_a_machine_that_does_not_see_the_folder_of_the_chains_says_so(tmp_path):
 
 
 def test_what_engine_is_there(monkeypatch):
-    EngineChoice().check("auto")
+    EngineChoice().checked("auto")
     with pytest.raises(RecipeError, match=r"there is no engine 'rai'; did you mean 'ray'\?"):
-        EngineChoice("rai").check("auto")
+        EngineChoice("rai").checked("auto")
     with pytest.raises(RecipeError, match="there is no engine 'slurm'; known are local, ray"):
-        EngineChoice("slurm").check("auto")
+        EngineChoice("slurm").checked("auto")
     with pytest.raises(RecipeError, match="'local' has no address, got 'head:1'; say --engine ray with it"):
-        EngineChoice("local", "head:1").check("auto")
+        EngineChoice("local", "head:1").checked("auto")
     monkeypatch.setattr(engines_ray.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
         RunError, match=r"needs the package ray: install weightspace with its extra, \"\.\[train,ray\]\""
     ):
-        EngineChoice("ray").check("auto")
+        EngineChoice("ray").checked("auto")
 
 
 def test_an_unknown_engine_touches_no_folder(tmp_path):

@@ -76,7 +76,7 @@ def run_sampling(
         recipe = recipe.model_copy(update={"sample": SampleSettings()})
         recipe = Recipe.from_dict(recipe.to_dict(), source=f"recipe '{recipe.name}'")
     settings = recipe.sample or SampleSettings()
-    engine.check(accelerator)
+    engine.checked(accelerator)
     refuse_count(workers)
     with locked(run_dir, "sampling"):
         facts = open_folder(recipe, run_dir, command)

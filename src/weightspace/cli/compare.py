@@ -56,8 +56,7 @@ def compare(
     from weightspace.report import write_report
 
     make_plan(settings)  # a recipe without a comparison, or a missing accelerator, is refused
-    choice = EngineChoice(engine, engine_address)
-    choice.check(accelerator)  # before anything is touched
+    choice = EngineChoice(engine, engine_address).checked(accelerator)  # before anything is touched
     folder = out if out is not None else Path("runs") / settings.name
     if (folder / RUN_FILE).exists():
         raise RunError(f"{folder} holds a single training run; choose another folder with --out")

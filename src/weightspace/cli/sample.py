@@ -63,8 +63,7 @@ def sample(
     from weightspace.compare.engines import EngineChoice
     from weightspace.report import write_report
 
-    choice = EngineChoice(engine, engine_address)
-    choice.check(accelerator)  # before anything is touched
+    choice = EngineChoice(engine, engine_address).checked(accelerator)  # before anything is touched
     if not resume:
         with locked(folder, "sampling"):  # one that is sampling in there keeps its files
             delete_sampling(folder)

@@ -78,8 +78,7 @@ def tolerance(
 
     settings = with_sweep(read_recipe_option(recipe, set_), rule, strengths, gates, seeds)
     folder = out if out is not None else Path("runs") / f"{settings.name}-tolerance"
-    choice = EngineChoice(engine, engine_address)
-    choice.check(accelerator)  # before anything is touched
+    choice = EngineChoice(engine, engine_address).checked(accelerator)  # before anything is touched
     _prepare(settings, folder, resume=resume)
     from weightspace.compare.tolerance import run_tolerance
     from weightspace.report.tolerance import write_tolerance

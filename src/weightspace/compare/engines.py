@@ -64,8 +64,8 @@ class EngineChoice:
     name: str = "local"
     address: str | None = None
 
-    def check(self, accelerator: str) -> None:
-        """Refuse what is not there, before anything is touched.
+    def checked(self, accelerator: str) -> EngineChoice:
+        """Itself, after refusing what is not there: before anything is touched.
 
         Args:
             accelerator: As for `train_run`.
@@ -82,12 +82,13 @@ class EngineChoice:
             if self.address is not None:
                 raise RecipeError(f"the engine 'local' has no address, got '{self.address}'; say --engine ray with it")
             find_devices(accelerator)
-            return
+            return self
         from weightspace.compare.engines_ray import check_installed
 
         check_installed()
         if self.address is None:
             find_devices(accelerator)
+        return self
 
 
 LOCAL = EngineChoice()

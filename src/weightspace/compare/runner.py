@@ -84,7 +84,7 @@ def run_comparison(
         ComparisonInterrupted: Ctrl-C or SIGTERM; the same command continues.
     """
     total = make_plan(recipe).total  # a recipe without a comparison is refused before anything is touched
-    engine.check(accelerator)
+    engine.checked(accelerator)
     refuse_count(workers)
     if accelerator != "auto":
         train = functools.partial(train, accelerator=accelerator)
