@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from plain_loop import BATCH, EPOCHS, checksum, make_data, make_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import weightspace as ws
+from plain_loop import BATCH, EPOCHS, checksum, make_data, make_model
 from weightspace.integrations.huggingface import RulesCallback
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from plain_loop import BATCH, EPOCHS, checksum, make_data, make_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import weightspace as ws
+from plain_loop import BATCH, EPOCHS, checksum, make_data, make_model
 from weightspace.integrations.lightning import RulesCallback
 
 

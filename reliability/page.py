@@ -20,7 +20,7 @@ COLUMNS = {
     "elastic": "elastic restart",
     "hostile": "hostile input",
 }
-_BY_METHOD = ("ddp", "fsdp2", "resume", "precision", "compilation")
+_BY_METHOD = ("ddp", "fsdp2", "resume", "elastic", "precision", "compilation")
 
 
 def machine() -> str:
@@ -63,10 +63,10 @@ def others_table() -> str:
     """What does not depend on the method."""
     lines = ["| what | found |", "|---|---|"]
     origins: list[str] = []
-    for column in COLUMNS:
+    for column, heading in COLUMNS.items():
         record = kept(column)
         findings = [] if record is None else [f for f in record["findings"] if f["method"] not in METHODS]
-        lines += [f"| {COLUMNS[column]}: {f['method']} | {_text(f)} |" for f in findings]
+        lines += [f"| {heading} | {_text(f)} |" for f in findings]
         if record is not None and findings and column not in _BY_METHOD:
             origins.append(_origin(column, record))
     return "\n".join([*lines, "", *origins]) + "\n"
