@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
-import weightspace as ws
 from reliability import fsdp2
 from reliability.cases import batch, case, cases, make_model, train, weights
 from reliability.processes import run_ranks
+from torch import nn
+
+import weightspace as ws
 from weightspace.errors import AttachError, NonFiniteGradientError, VerificationError
 from weightspace.sharding import Exchange, Item, ShardLayout, share_out
 
