@@ -9,7 +9,7 @@ small copy, is an estimate: no accelerator was at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -131,6 +131,7 @@ def make_batches(
     batching: Batching = "auto",
     inplace: bool = False,
     blocks: dict[object, torch.Tensor] | None = None,
+    alone: Collection[str] = (),
 ) -> list[Batch]:
     """Groups routed parameters into batches and allocates their buffers.
 
@@ -140,6 +141,8 @@ def make_batches(
         inplace: Allocate no buffers; gradients will be overwritten. Such batches always run one by one.
         blocks: Memory of earlier batches, which is taken again where it is large enough, and into which new memory is
             entered; what no batch needs any more is dropped. Batches made earlier from it are then void.
+        alone: Names of parameters that get a batch and memory of their own: those whose buffers stand in at some steps
+            only. A compiled step is compiled anew whenever other gradients share memory.
 
     Cost: one gradient's memory for every routed parameter, none with `inplace`.
     """
@@ -149,6 +152,7 @@ def make_batches(
         parameter = info.parameter
         dtype = gradient_dtype(parameter)
         key = (info.shape, parameter.stride(), dtype, parameter.dtype, parameter.device, rules, info.kind)
+        key = (*key, info.name) if info.name in alone else key
         groups.setdefault(key, []).append(item)
     memory = {} if blocks is None else blocks
     for key in set(memory) - set(groups):

@@ -11,6 +11,7 @@ from weightspace.kernels import Batch, Route, Rule, Workspace, describe, make_ba
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.views import View
 from weightspace.manifolds import Manifold
+from weightspace.metrics import Metric
 from weightspace.optim._checks import Options, refuse_flat_shards
 from weightspace.optim._manifolds import Manifolds, check_constraints
 from weightspace.optim._parts import Parts
@@ -126,6 +127,7 @@ class Plan:
             batching=self._options.batching,
             inplace=self._options.inplace,
             blocks=self._blocks,
+            alone={info.name for info, _, rules in lent if not any(isinstance(self.rules[i], Metric) for i in rules)},
         )
         self.work.keep({(b.dtype, b.device) for b in self._blocks.values()})
         self.transforms = [BatchTransform(b, self.rules, self.work) for b in self.batches]

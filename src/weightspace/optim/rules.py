@@ -349,4 +349,5 @@ class Rules:
                 self._before.swap(optimizer, None if before is None else (closure, before))
             return loss
 
-        return wrapped
+        # A compiled step would trace it, the model's pass included, anew for each closure that it is given.
+        return cast("Callable[[], Any]", torch.compiler.disable(wrapped))

@@ -48,7 +48,8 @@ def parse_pickle(data: bytes, where: str) -> Split:
     if column_major:
         raise DataError(f"{where} stores its pixels in column-major order, unlike the published files: get it again.")
     if not all(0 <= label <= 255 for label in labels):
-        low, high = max(min(labels), -_HUGE), min(max(labels), _HUGE)  # a longer integer could not even be printed
+        # A longer integer could not even be printed.
+        low, high = (min(max(label, -_HUGE), _HUGE) for label in (min(labels), max(labels)))
         raise DataError(f"{where} holds labels out of range: they run from {low} to {high}.")
     images = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 3, 32, 32)
     return Split(images, torch.tensor(labels, dtype=torch.int64))
