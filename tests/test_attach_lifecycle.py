@@ -286,3 +286,19 @@ def test_assigning_a_stand_in_that_does_not_fit_takes_all_back():
     with pytest.raises(RuntimeError):
         optimizer.step()
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
+
+
+def test_a_copy_goes_on_from_the_step_on_a_manifold_that_changes():
+    parts = (ws.manifolds.Sphere("slice"), ws.manifolds.Orthogonal("slice"))
+    product = ws.manifolds.Product(parts, over="slice", assignment="random", every=2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Flatten())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rules = ws.attach(optimizer, model, product)
+    for _ in range(2):  # the next step is on another draw than the first
+        optimizer.zero_grad()
+        model(torch.ones(1, 4, 4, 4)).square().sum().backward()
+        optimizer.step()
+    twin, _, copied = copy.deepcopy((model, optimizer, rules))
+    assert copied.steps == 2
+    assert torch.equal(twin[0].weight, model[0].weight)

@@ -45,7 +45,9 @@ class Plan:
         steps: Steps taken; written by the rules.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options) -> None:
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options, steps: int = 0
+    ) -> None:
         self.rules = rules
         self.model = model
         self.routes: tuple[Route, ...] = ()
@@ -61,7 +63,7 @@ class Plan:
         self.manifolds = Manifolds() if any(isinstance(r, Manifold) for r in rules) else None
         self.parts = Parts()
         self.lent: list[str] = []
-        self.steps = torch.zeros((), dtype=torch.int64)
+        self.steps = torch.tensor(steps, dtype=torch.int64)
         self._options = options
         self._blocks: dict[object, torch.Tensor] = {}
         self._routings: dict[object, tuple[Route, ...]] = {}

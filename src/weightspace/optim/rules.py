@@ -36,11 +36,13 @@ _STATE_VERSION = 1
 class Rules:
     """Rules in force on one optimizer. Made by `attach`; see there."""
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options) -> None:
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module, rules: tuple[Rule, ...], options: Options, steps: int = 0
+    ) -> None:
         self.rules = rules
         self._optimizer = weakref.ref(optimizer)
         self._options = options
-        self._plan = Plan(optimizer, model, rules, options)
+        self._plan = Plan(optimizer, model, rules, options, steps)
         self._stand_ins = StandIns()
         self._before = BeforeStep(self._plan, self._stand_ins, options)
         self._steps = self._plan.steps
@@ -273,8 +275,8 @@ class Rules:
                 "Rules are copied with the optimizer that they act on, in one call and after it: "
                 "copy.deepcopy((model, optimizer, rules)); these were removed or came without it."
             )
-        twin = Rules(optimizer, copy.deepcopy(self._plan.model, memo), self.rules, self._options)
-        twin._steps.copy_(self._steps)
+        # From this step on: a manifold that changes with the steps would move the weights onto what it was at first.
+        twin = Rules(optimizer, copy.deepcopy(self._plan.model, memo), self.rules, self._options, self.steps)
         twin._before.measured = dict(self._before.measured)
         if twin._plan.penalties is not None and self._plan.penalties is not None:
             twin._plan.penalties.copy_from(self._plan.penalties)
