@@ -292,7 +292,7 @@ def test_a_copy_goes_on_from_the_step_on_a_manifold_that_changes():
     parts = (ws.manifolds.Sphere("slice"), ws.manifolds.Orthogonal("slice"))
     product = ws.manifolds.Product(parts, over="slice", assignment="random", every=2)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Flatten())
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rules = ws.attach(optimizer, model, product)
     for _ in range(2):  # the next step is on another draw than the first
