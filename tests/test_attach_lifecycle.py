@@ -290,7 +290,7 @@ def test_assigning_a_stand_in_that_does_not_fit_takes_all_back():
 
 def test_a_copy_goes_on_from_the_step_on_a_manifold_that_changes():
     parts = (ws.manifolds.Sphere("slice"), ws.manifolds.Orthogonal("slice"))
-    product = ws.manifolds.Product(parts, over="slice", assignment="random", every=2)
+    product = ws.manifolds.Product(parts, over="slice", assignment="random", every=2, on=ws.on.convs)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
