@@ -10,7 +10,7 @@ from weightspace.kernels import Rule
 from weightspace.kernels.parameters import ParameterInfo
 from weightspace.manifolds import Manifold
 from weightspace.penalties import Penalty, WeightPenalty
-from weightspace.sharding import Item, ShardLayout, local_part, sharded_like
+from weightspace.sharding import Item, ShardLayout, follow_memory, local_part, sharded_like
 
 
 @dataclass(eq=False)
@@ -79,8 +79,8 @@ class Part:
 
     def follow(self) -> None:
         """Takes the memory of the DTensor again, where `fully_shard` or a loaded state gave it another."""
-        if self.owner is None and self.info.parameter.data_ptr() != self.local.data_ptr():
-            self.info.parameter.data = self.local
+        if self.owner is None:
+            follow_memory(self.info.parameter, self.info.held)
 
     def as_sharded(self, local: torch.Tensor) -> torch.Tensor:
         """The DTensor around this process's rows; made once as long as these stay the same tensor."""

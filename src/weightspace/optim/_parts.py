@@ -35,9 +35,9 @@ from weightspace.sharding import (
     Together,
     is_sharded,
     layout_of,
+    local_gradient,
     local_part,
     matrix_cost,
-    same_placements,
     sharded_like,
     share_out,
 )
@@ -138,7 +138,7 @@ class Parts:
             if grad is None or not part.acts_at(step):
                 part.info.parameter.grad = None
                 continue
-            local = local_part(same_placements(grad, part.info.held))
+            local = local_gradient(grad, part.info.held)
             if part.owner is None:
                 part.follow()
                 part.info.parameter.grad = local
@@ -177,6 +177,8 @@ class Parts:
             swaps: Of the parts and of all other weights.
             lent: Names of the weights that need stand-ins, alike on all processes.
         """
+        if not self.parts:
+            return list(swaps)
         by_part = {id(swap.parameter): swap for swap in swaps}
         names, items, found = set(lent), list[Item](), list[Swap]()
         for part in self.parts:
@@ -255,7 +257,7 @@ class Parts:
             grad = part.info.held.grad
             if grad is None:
                 continue
-            local = local_part(same_placements(grad, part.info.held))
+            local = local_gradient(grad, part.info.held)
             items += part.item(local, fresh)
             if part.owner is None:
                 fresh.copy_(local)

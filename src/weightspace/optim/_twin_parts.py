@@ -20,7 +20,7 @@ from weightspace.kernels.points import Channels
 from weightspace.manifolds import Constraint, Manifold, parse
 from weightspace.optim._noise_places import Share
 from weightspace.optim._twin_inside import Group
-from weightspace.sharding import Item, ShardLayout, is_sharded, layout_of, local_part, same_placements
+from weightspace.sharding import Item, ShardLayout, follow_memory, is_sharded, layout_of, local_gradient, local_part
 
 Kind = Literal["plain", "copy", "rows", "whole"]
 
@@ -88,14 +88,12 @@ class Part:
         grad = self.held.grad
         if grad is None or self.kind == "plain":
             return self.held if grad is None else grad
-        return local_part(same_placements(grad, self.held))
+        return local_gradient(grad, self.held)
 
     def follow(self) -> None:
         """Takes the memory of the DTensor again, where `fully_shard` or a loaded state gave it another."""
         if self.kind in ("rows", "copy") and self.tensor is not None:
-            local = self.local
-            if self.tensor.data_ptr() != local.data_ptr() or self.tensor.dtype != local.dtype:
-                self.tensor.data = local
+            follow_memory(self.tensor, self.held)
 
     def items(self, part: torch.Tensor, whole: torch.Tensor | None) -> list[Item]:
         """What an exchange moves: nothing where there is no owner."""

@@ -122,10 +122,18 @@ def sharded_like(
     )
 
 
-def same_placements(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A DTensor with the placements of `like`: itself, or redistributed (sums of parts are summed)."""
-    mine, wanted = cast("Any", tensor), cast("Any", like)
-    return tensor if mine.placements == wanted.placements else mine.redistribute(placements=wanted.placements)
+def local_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a DTensor's gradient, shared out as the weight is: sums of parts are summed first."""
+    mine, wanted = cast("Any", gradient), cast("Any", weight)
+    is_alike = mine.placements == wanted.placements
+    return local_part(gradient if is_alike else mine.redistribute(placements=wanted.placements))
+
+
+def follow_memory(part: torch.Tensor, sharded: torch.Tensor) -> None:
+    """Gives a tensor the memory of a DTensor's part again, where `fully_shard` or a loaded state moved that."""
+    local = local_part(sharded.detach())
+    if part.data_ptr() != local.data_ptr() or part.dtype != local.dtype:
+        part.data = local
 
 
 def _strides(local: torch.Tensor, shape: Sequence[int]) -> tuple[int, ...]:
