@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from weightspace.kernels.points import Channels, point_view
-from weightspace.manifolds import Manifold, Oblique, Orthogonal, Sphere, Stiefel, ZeroMeanSphere, _rows, _slices
+from weightspace.manifolds import Manifold, Oblique, Orthogonal, Sphere, Stiefel, ZeroMeanSphere, _row_blocks, _slices
 from weightspace.manifolds._moves import Motion, Moved, curvature_factor, move
 from weightspace.manifolds._slices import own_factor, root_
 from weightspace.manifolds._small_rotations import closed_form
@@ -113,7 +113,7 @@ def test_blocks_do_not_show(case, step_size, monkeypatch):
     whole_x, whole_d = x.clone(), d.clone()
     manifold.move(whole_x, whole_d, motion)
     monkeypatch.setattr(_slices, "BLOCK", 8)
-    monkeypatch.setattr(_rows, "BLOCK", 4 * shape[-1] - 1)
+    monkeypatch.setattr(_row_blocks, "BLOCK", 4 * shape[-1] - 1)
     compare(manifold, x, d, motion)
     torch.testing.assert_close(x, whole_x, rtol=0, atol=1e-14)
     torch.testing.assert_close(d, whole_d, rtol=0, atol=0)

@@ -6,39 +6,20 @@ The new point itself is measured and normalized, so that no rounding adds up ove
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from weightspace.manifolds._moves import Motion, Moved, curvature_factor, move
+from weightspace.manifolds._row_blocks import Sizes, needs_care, normalize, parts, tangent
 from weightspace.manifolds._slices import MANY, own_factor, step_small
 from weightspace.manifolds._small_vectors import ShortVectors
-from weightspace.manifolds._unit import LENGTHS, Dims
 
 if TYPE_CHECKING:
     from weightspace.manifolds.base import Manifold
 
-# numbers of a block: x, d, gradient and tangent part take 8 MiB in float32, a share of a last-level cache
-BLOCK = 1 << 19
 SHORT = 16  # numbers of a vector up to which components first is faster than rows
-LONG = 1 << 15  # numbers of a vector from which on one core a row, and float32 sums without a cascade, are too little
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Which vectors of points `(n, p)` have one norm.
-
-    Attributes:
-        radius: The norm.
-        dims: `(-2, -1)`: a point is one vector; `(-1,)`: its rows are; `(-2,)`: its columns are.
-        is_centered: The entries of a vector sum to zero.
-    """
-
-    radius: float
-    dims: Dims = (-2, -1)
-    is_centered: bool = False
 
 
 def step_vectors(manifold: Manifold, sizes: Sizes, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
@@ -56,15 +37,12 @@ def step_vectors(manifold: Manifold, sizes: Sizes, x: torch.Tensor, d: torch.Ten
     """
     n, p = x.shape[-2:]
     count = x.numel() // max(1, n * p)
-    length = math.prod(x.shape[k] for k in sizes.dims)
+    length = sizes.length(x)
     if n * p <= 4 * SHORT and length <= SHORT and sizes.dims != (-1,) and count >= MANY:
         by_column = sizes.dims == (-2,)
         step = ShortVectors(sizes.radius, by_column, sizes.is_centered, motion.geodesic)
         return step_small(manifold, step, x, d, motion)
-    is_rows = (
-        x.device.type == "cpu" and x.is_contiguous() and sizes.dims != (-2,) and 1 < length < LONG and x.numel() > 0
-    )
-    if is_rows and not motion.product:
+    if sizes.fits(x) and not motion.product:
         return _step_long_rows(manifold, sizes, x, d, motion)
     return move(manifold, x, d, motion)
 
@@ -72,7 +50,7 @@ def step_vectors(manifold: Manifold, sizes: Sizes, x: torch.Tensor, d: torch.Ten
 def _step_long_rows(manifold: Manifold, sizes: Sizes, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
     against = d if d.is_contiguous() else d.contiguous()
     grad = None if motion.grad is None else motion.grad.contiguous()
-    length = x.shape[-1] if sizes.dims == (-1,) else x.shape[-2] * x.shape[-1]
+    length = sizes.length(x)
     lead = x.shape[:-2]
     factor = None if motion.factor is None else motion.factor.expand(lead).reshape(-1)
     dense = replace(motion, grad=grad, factor=factor)
@@ -102,7 +80,6 @@ class _Rows:
         vectors = self.motion.work.lend("rows", (4, count, 1), self.x)
         self._radii, self._norms, self._lengths, self._rates = vectors.unbind(0)
         self._radii.fill_(self.sizes.radius)
-        self._step = max(1, BLOCK // self.x.shape[1])
 
     def step(self) -> Moved:
         """Moves the rows."""
@@ -115,9 +92,9 @@ class _Rows:
                 return self._step_shared(squared, factor)
         elif motion.factor is not None:
             self._rates.view(self.points, -1).copy_(motion.rate / motion.factor.view(-1, 1))
-        for part in self._parts():
+        for part in parts(self.x):
             x, d = self.x[part], self._momentum(part)
-            v, _ = self._tangent(x, d, part)
+            v, _ = tangent(self.sizes, x, d, self._radii[part])
             if motion.keeps_tangent:
                 d.copy_(v)
             if squared is not None and factor is not None:
@@ -133,33 +110,16 @@ class _Rows:
                 x.addcmul_(v, self._rates[part], value=-1)
             else:
                 x.add_(v, alpha=-motion.rate)
-            self._normalize(x, part)
+            normalize(self.sizes, x, self._norms[part])
         return Moved(squared, factor)
 
     def needs_care(self) -> bool:
         """True if a new point was too short or too long to be normalized by its plain sum of squares."""
-        shortest, longest = (float(v) for v in torch.aminmax(self._norms))
-        radius = self.sizes.radius
-        return shortest <= LENGTHS[0] * radius or longest >= LENGTHS[1] * radius
-
-    def _parts(self) -> list[slice]:
-        count = len(self.x)
-        return [slice(i, min(i + self._step, count)) for i in range(0, count, self._step)]
+        return needs_care(self.sizes, self._norms)
 
     def _momentum(self, part: slice) -> torch.Tensor:
         d, grad = self.d[part], self.motion.grad
         return d if grad is None else self.motion.add(d, grad.view(self.x.shape)[part])
-
-    def _tangent(self, x: torch.Tensor, d: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """`v = d - <x, d> x / r^2`, and `<x, d> / r`, in one pass over each row.
-
-        It is what differentiates the weight normalization `r x / |x|`; torch has that as one kernel.
-        """
-        radii = self._radii[part]
-        v, along = torch.ops.aten._weight_norm_interface_backward(d, x, radii, radii, 0)  # noqa: SLF001
-        if self.sizes.is_centered:
-            v.sub_(v.mean(1, keepdim=True))
-        return v, along
 
     def _measured(self, v: torch.Tensor, part: slice) -> torch.Tensor:
         return torch.linalg.vector_norm(v, dim=1, keepdim=True, out=self._lengths[part])
@@ -172,23 +132,13 @@ class _Rows:
         x.mul_(angle.cos())
         x.addcmul_(v, angle.sin_().mul_(self.sizes.radius).div_(length.clamp_(min=info.tiny)), value=-1)
 
-    def _normalize(self, x: torch.Tensor, part: slice) -> None:
-        if self.sizes.is_centered:
-            x.sub_(x.mean(1, keepdim=True))
-        norms = self._norms[part]
-        torch.linalg.vector_norm(x, dim=1, keepdim=True, out=norms)
-        info = torch.finfo(x.dtype)
-        # Infinite norms of finite rows: the direction is kept for `needs_care`.
-        norms.clamp_(min=info.tiny, max=info.max)
-        x.mul_(self.sizes.radius / norms)
-
     def _step_shared(self, squared: torch.Tensor, factor: torch.Tensor) -> Moved:
         """Rows of a point share the step size: their gradients are measured first, and the memory is read again."""
         motion, radius = self.motion, self.sizes.radius
         alongs: list[torch.Tensor] = []
-        for part in self._parts():
+        for part in parts(self.x):
             x, d = self.x[part], self._momentum(part)
-            v, along = self._tangent(x, d, part)
+            v, along = tangent(self.sizes, x, d, self._radii[part])
             self._measured(v, part)
             if motion.keeps_tangent:
                 d.copy_(v)
@@ -197,13 +147,13 @@ class _Rows:
         torch.sum(self._lengths.view(self.points, -1).square(), 1, out=squared)
         factor.copy_(curvature_factor(squared, motion.distance_bound, 0.0))
         self._rates.view(self.points, -1).copy_((motion.rate / factor).view(-1, 1))
-        for part, along in zip(self._parts(), alongs, strict=True):
+        for part, along in zip(parts(self.x), alongs, strict=True):
             x, d = self.x[part], self.d[part]
             # x + v for v = -rate (d - along x / r): two numbers a row, with x and d.
             of_x, of_d = self._coefficients(part)
             of_x.addcmul_(of_d, along, value=-1 / radius)
             x.mul_(of_x).addcmul_(d, of_d)
-            self._normalize(x, part)
+            normalize(self.sizes, x, self._norms[part])
         return Moved(squared, factor)
 
     def _coefficients(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,12 +58,12 @@ def stiefel_move(manifold: Stiefel, x: torch.Tensor, d: torch.Tensor, motion: Mo
     at = x.reshape(-1, *x.shape[-2:]) if lead.numel() > 1 else x.reshape(x.shape[-2:])
     rows = Rows(is_wide=x.shape[-2] < x.shape[-1])
     step = motion.work.lend("stiefel", tuple(at.shape), at)
-    mixing = _gradient(manifold, rows, at, d.reshape(at.shape), step)
+    mixing = gradient(manifold, rows, at, d.reshape(at.shape), step)
     if motion.keeps_tangent:
         d.copy_(step.reshape(d.shape))
     squared, factor = None, motion.factor
     if motion.step_size == "curvature" and factor is None:
-        squared = _squared(manifold, mixing, step).reshape(lead)
+        squared = squared_norm(manifold, mixing, step).reshape(lead)
         factor = motion.factors(squared, manifold.lower_curvature(*x.shape[-2:]))
     rate = _rate(motion.rate, factor, lead)
     if isinstance(rate, torch.Tensor):
@@ -71,7 +71,7 @@ def stiefel_move(manifold: Stiefel, x: torch.Tensor, d: torch.Tensor, motion: Mo
     else:
         at.add_(step, alpha=-rate)
     moved = Moved(squared, factor)
-    correction = _Correction(manifold, rows, at, step)
+    correction = Correction(manifold, rows, at, step)
     if manifold.tolerance is None and manifold.every == 1:
         moved.fallbacks = correction.retract(rows.gram_excess(at))
     else:
@@ -152,7 +152,7 @@ def _is_split(u: torch.Tensor, size: int) -> bool:
     return u.ndim == 2 and u.device.type == "cpu" and size >= 2 * BLOCK
 
 
-def _gradient(manifold: Stiefel, rows: Rows, x: torch.Tensor, d: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def gradient(manifold: Stiefel, rows: Rows, x: torch.Tensor, d: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Writes V into `out`; returns A of V = D - A Y."""
     product = rows.product(d, x)
     mixing = (product + product.mT).mul_(0.5) if manifold.metric == "embedded" else product.mT
@@ -160,7 +160,7 @@ def _gradient(manifold: Stiefel, rows: Rows, x: torch.Tensor, d: torch.Tensor, o
     return mixing
 
 
-def _squared(manifold: Stiefel, mixing: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def squared_norm(manifold: Stiefel, mixing: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Squared norm of V in the metric; canonical: |V|^2 - |V Y^T|^2 / 2 with V Y^T = P - P^T."""
     squared = torch.linalg.matrix_norm(v).square()
     if manifold.metric == "canonical":
@@ -221,7 +221,7 @@ def _flat(rate: float | torch.Tensor) -> float | torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _Correction:
+class Correction:
     """Brings points back, in place.
 
     Attributes:

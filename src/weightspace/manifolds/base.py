@@ -22,8 +22,11 @@ from weightspace.kernels.parameters import ParameterInfo
 from weightspace.kernels.points import GROUPINGS, Channels, Grouping, PointView, lies_in_rows, point_view
 from weightspace.kernels.rule import Rule, Stage
 from weightspace.kernels.selection import Selection, convs, head
+from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
+from weightspace.manifolds._free_steps import Adaptive, FreeStep, adapt, follow
 from weightspace.manifolds._moves import Motion, Moved, move
+from weightspace.manifolds._row_blocks import Sizes, free_rows
 from weightspace.manifolds._widened import NUMBERS, VECTORS, widened
 from weightspace.manifolds.pieces import Piece
 
@@ -189,6 +192,29 @@ class Manifold(Rule):
             motion: Rate, step size, momentum.
         """
         return move(self, x, d, motion)
+
+    def vectors(self, n: int, p: int) -> Sizes | None:
+        """Which vectors of points `(n, p)` have one norm, for manifolds that ask nothing else but centering."""
+        del n, p
+
+    def gradient_into(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor, work: Workspace) -> None:
+        """Writes `gradient(x, g)` into `out`, which may be `g`; points in float32 or float64."""
+        del work
+        rows = free_rows(self, x, g, out)
+        if rows is None:
+            out.copy_(self.gradient(x, g))
+        else:
+            rows.gradient_into(g, out)
+
+    def follow(self, x: torch.Tensor, y: torch.Tensor, free: FreeStep) -> int:
+        """Moves `y`, where a free step from `x` led, and momenta onto the manifold; see `_free_steps.follow`."""
+        rows = free_rows(self, x, y, *free.momenta)
+        return follow(self, x, y, free) if rows is None else rows.follow(y, free)
+
+    def adapt(self, x: torch.Tensor, m: torch.Tensor, g: torch.Tensor, adaptive: Adaptive) -> int:
+        """A step along first moments `m` with one second moment a point, in place; see `_free_steps.adapt`."""
+        rows = None if adaptive.geodesic else free_rows(self, x, m, g)
+        return adapt(self, x, m, g, adaptive) if rows is None else rows.adapt(m, g, adaptive)
 
     # ------------------------------------------------------------------ slack variables
 

@@ -14,6 +14,8 @@ import torch
 
 from weightspace.errors import SelectionError
 from weightspace.kernels.points import Channels
+from weightspace.kernels.stacking import Workspace
+from weightspace.manifolds._free_steps import FreeStep
 from weightspace.manifolds._moves import Motion, Moved, curvature_factor
 from weightspace.manifolds.base import Manifold
 from weightspace.manifolds.pieces import Piece
@@ -109,31 +111,45 @@ class Constraint:
 
     def gradient_(self, x: torch.Tensor, g: torch.Tensor, step: int = 0) -> None:
         """Turns a derivative into the Riemannian gradient, in place; both have the weight's layout."""
-        for p in self.pieces(step):
-            p.write(g, p.manifold.gradient(p.read(x), p.read(g)))
+        self.gradient_into(x, g, g, Workspace(), step)
+
+    def gradient_into(
+        self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor, work: Workspace, step: int = 0
+    ) -> None:
+        """Writes the Riemannian gradient of a derivative into `out`, which may be `g`; all have the weight's layout."""
+        pieces = self.pieces(step)
+        if out is not g and (len(pieces) > 1 or pieces[0].index is not None):
+            out.copy_(g)  # channels that no piece holds keep their derivative
+            g = out
+        for p in pieces:
+            at, target = p.read(x), p.read(out)
+            p.manifold.gradient_into(at, p.read(g), target, work)
+            p.write(out, target)
 
     def project_tangent_(self, x: torch.Tensor, u: torch.Tensor, step: int = 0) -> None:
         """Makes `u` tangent at `x`, in place."""
         for p in self.pieces(step):
             p.write(u, p.manifold.project_tangent(p.read(x), p.read(u)))
 
-    def follow_(self, x: torch.Tensor, y: torch.Tensor, step: int = 0, *, is_tangent: bool = False) -> int:
+    def follow_(self, x: torch.Tensor, y: torch.Tensor, free: FreeStep, step: int = 0) -> int:
         """Replaces `y`, where a free step from `x` led, by where the tangent part of `y - x` leads on the manifold.
 
-        `is_tangent` tells that the step was tangent, so that it need not be projected.
+        Args:
+            x: Where the weight was.
+            y: Where it is.
+            free: What is known of the step, and momenta of the weight's layout and dtype to be carried along.
+            step: The number of the step.
 
         Returns:
             How many points needed an exact retraction.
         """
         fallbacks = 0
         for p in self.pieces(step):
-            start, end = p.read(x), p.read(y)
-            v = end - start
-            if not is_tangent:
-                v = p.manifold.project_tangent(start, v)
-            y_new, exact = p.manifold.retract_counted(start, v)
-            p.write(y, y_new)
-            fallbacks += exact
+            start, end, momenta = p.read(x), p.read(y), [p.read(m) for m in free.momenta]
+            fallbacks += p.manifold.follow(start, end, replace(free, momenta=momenta))
+            p.write(y, end)
+            for m, points in zip(free.momenta, momenta, strict=True):
+                p.write(m, points)
         return fallbacks
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion, step: int = 0) -> Moved:

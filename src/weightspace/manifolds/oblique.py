@@ -27,7 +27,8 @@ from weightspace.kernels.options import choice
 from weightspace.kernels.points import SLICES, Channels, Grouping
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver, great_circle_flow
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._rows import Sizes, step_vectors
+from weightspace.manifolds._row_blocks import Sizes
+from weightspace.manifolds._rows import step_vectors
 from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
 from weightspace.manifolds.base import MATRICES, Manifold
 
@@ -127,6 +128,10 @@ class Oblique(Manifold):
     def violation(self, x: torch.Tensor) -> torch.Tensor:
         """The largest error of a norm."""
         return (norm_of(x.double(), self._along) - 1).abs().amax((-2, -1))
+
+    def vectors(self, n: int, p: int) -> Sizes | None:
+        """Rows, or columns."""
+        return Sizes(1.0, self._along)
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
         """The reference's step in fewer passes over the memory; see `step_vectors`."""

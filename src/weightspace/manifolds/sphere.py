@@ -23,7 +23,8 @@ from weightspace.kernels.options import positive_number
 from weightspace.kernels.points import Grouping
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver, great_circle_flow
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._rows import Sizes, step_vectors
+from weightspace.manifolds._row_blocks import Sizes
+from weightspace.manifolds._rows import step_vectors
 from weightspace.manifolds._unit import gaussian, great_circle, norm_of, unit
 from weightspace.manifolds.base import Manifold
 
@@ -102,6 +103,10 @@ class Sphere(Manifold):
     def degenerate(self, n: int, p: int) -> str | None:
         """A single number has no direction."""
         return "a single number on a sphere is +r or -r" if n * p < 2 else None
+
+    def vectors(self, n: int, p: int) -> Sizes | None:
+        """Whole points."""
+        return Sizes(self.radius)
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
         """The reference's step in fewer passes over the memory; see `step_vectors`."""

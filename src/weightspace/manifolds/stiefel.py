@@ -27,6 +27,8 @@ import torch
 from weightspace.errors import RuleError
 from weightspace.kernels.options import choice, positive_number, whole_number
 from weightspace.kernels.points import Grouping
+from weightspace.kernels.stacking import Workspace
+from weightspace.manifolds._free_steps import Adaptive, FreeStep
 from weightspace.manifolds._flows import (
     SOLVER,
     Flow,
@@ -39,9 +41,11 @@ from weightspace.manifolds._flows import (
 from weightspace.manifolds._geodesics import as_given, deviation, haar, stiefel_geodesic, symmetric, tall
 from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._polar import polar, qr_positive
-from weightspace.manifolds._rows import Sizes, step_vectors
+from weightspace.manifolds._row_blocks import Sizes
+from weightspace.manifolds._rows import step_vectors
 from weightspace.manifolds._slices import step_small
 from weightspace.manifolds._small_rotations import closed_form
+from weightspace.manifolds._stiefel_free import FreeStiefel
 from weightspace.manifolds._stiefel_step import Slack, rounding, stiefel_move
 from weightspace.manifolds.base import MATRICES, Manifold
 
@@ -205,6 +209,29 @@ class Stiefel(Manifold):
                 moved.slack = Slack(rounding(x), 0).written()
             return moved
         return stiefel_move(self, x, d, motion) or move(self, x, d, motion)
+
+    def vectors(self, n: int, p: int) -> Sizes | None:
+        """A single column or row."""
+        return Sizes(1.0) if min(n, p) == 1 else None
+
+    def gradient_into(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor, work: Workspace) -> None:
+        """The reference's without temporaries; see `FreeStiefel`."""
+        if min(x.shape[-2:]) > 1 and FreeStiefel.fits(x, g, out):
+            FreeStiefel(self, x, work).gradient_into(g, out)
+        else:
+            super().gradient_into(x, g, out, work)
+
+    def follow(self, x: torch.Tensor, y: torch.Tensor, free: FreeStep) -> int:
+        """The reference's in fewer flops; see `FreeStiefel`."""
+        if min(x.shape[-2:]) > 1 and FreeStiefel.fits(x, y, *free.momenta):
+            return FreeStiefel(self, x, free.work).follow(y, free)
+        return super().follow(x, y, free)
+
+    def adapt(self, x: torch.Tensor, m: torch.Tensor, g: torch.Tensor, adaptive: Adaptive) -> int:
+        """Likewise; geodesics are the reference's."""
+        if min(x.shape[-2:]) > 1 and not adaptive.geodesic and FreeStiefel.fits(x, m, g):
+            return FreeStiefel(self, x, adaptive.work).adapt(m, g, adaptive)
+        return super().adapt(x, m, g, adaptive)
 
 
 def _is_wide(x: torch.Tensor) -> bool:

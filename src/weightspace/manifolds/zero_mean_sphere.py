@@ -14,7 +14,8 @@ import torch
 
 from weightspace.manifolds._flows import SOLVER, Flow, FlowMethod, Solver
 from weightspace.manifolds._moves import Motion, Moved
-from weightspace.manifolds._rows import Sizes, step_vectors
+from weightspace.manifolds._row_blocks import Sizes
+from weightspace.manifolds._rows import step_vectors
 from weightspace.manifolds._unit import norm_of, unit
 from weightspace.manifolds.sphere import Sphere
 
@@ -74,6 +75,10 @@ class ZeroMeanSphere(Sphere):
     def degenerate(self, n: int, p: int) -> str | None:
         """Two numbers that sum to zero are known up to a sign."""
         return "fewer than three numbers that sum to zero leave nothing to move" if n * p < 3 else None
+
+    def vectors(self, n: int, p: int) -> Sizes | None:
+        """Whole points."""
+        return Sizes(self.radius, is_centered=True)
 
     def move(self, x: torch.Tensor, d: torch.Tensor, motion: Motion) -> Moved:
         """The reference's step in fewer passes over the memory; see `step_vectors`."""

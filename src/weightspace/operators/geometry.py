@@ -15,7 +15,9 @@ from typing import Literal
 from weightspace.errors import OperatorError
 
 PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
+"""What a convolution reads beyond the border, as torch names it (`nn.Conv2d`'s `padding_mode`)."""
 PADDING_MODES: tuple[PaddingMode, ...] = ("zeros", "circular", "reflect", "replicate")
+"""All values of `PaddingMode`."""
 
 
 @dataclass(frozen=True)

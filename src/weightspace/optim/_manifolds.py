@@ -5,7 +5,9 @@
     after it          x <- R_x0(P_x0(u));   momentum <- P_x(P_x0(momentum))
 
 P removes what leads off the manifold: an elementwise scaling as Adam's, weight decay (which is normal to every manifold
-here), what momentum kept of other tangent spaces. Cost: one copy of each constrained weight, beside its geometry.
+here), what momentum kept of other tangent spaces. P_x0 is left out where it changes nothing: the steps of SGD and the
+momenta of SGD and Adam are tangent unless weight decay was added to the gradient. Cost: one copy of each constrained
+weight, beside its geometry; temporary memory of the largest of them, or some blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from weightspace.errors import AttachError, RuleError
 from weightspace.kernels import Route, Rule
 from weightspace.kernels.parameters import ParameterInfo, has_same_layout
 from weightspace.kernels.points import Channels
+from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Constraint, Manifold
+from weightspace.manifolds._free_steps import FreeStep
 from weightspace.optim._parts import Parts
 from weightspace.optim._stand_ins import writes
 from weightspace.optim._transform import Swap, read_numbers
@@ -48,6 +52,11 @@ _MOMENTUM: dict[str, tuple[str, ...]] = {
     "SubmanifoldAdam": ("exp_avg",),
 }
 _DECLARED = "weightspace_momentum"
+# Momenta of exactly these are sums of gradients, to which weight decay is added first unless it is decoupled.
+_SUMS_TANGENT = (
+    torch.optim.SGD,
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+)
 # These add weight decay to the gradient before they scale it entry by entry, unless it is decoupled.
 _SCALES_DECAY = ("Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
 
@@ -90,11 +99,13 @@ class Manifolds:
         self.fallbacks_before: dict[str, int] = {}
         self._names: list[tuple[str, bool]] = []
         self._open: list[ManifoldTask] = []
+        self._work = Workspace()
 
     @torch.no_grad()
     def build(self, rules: Sequence[Rule], routes: Iterable[Route], step: int = 0) -> None:
         """Takes over a routing and moves weights onto their manifolds."""
         self.tasks, self._names = [], []
+        self._work.clear()  # of layouts that may be gone
         for route in routes:
             for index in route.rules:
                 rule = rules[index]
@@ -134,30 +145,34 @@ class Manifolds:
         for task in self.tasks:
             swap = stand_ins.get(id(task.info.parameter))
             if swap is not None:
-                swap.fill()
-                buffer = swap.buffer
-                task.constraint.gradient_(task.info.parameter, buffer, step)
-                task.start.copy_(task.info.parameter)
+                weight, buffer = task.info.parameter, swap.buffer
+                if not has_same_layout(swap.data, weight):
+                    swap.fill()
+                task.constraint.gradient_into(weight, swap.data, buffer, self._work, step)
+                swap.is_filled = True
+                task.start.copy_(weight)
                 if must_measure:
                     task.norm = torch.linalg.vector_norm(buffer.float() if buffer.dtype.itemsize < 4 else buffer)
                 self._open.append(task)
 
     def after(self, optimizer: Optimizer, step: int, parts: Parts) -> None:
         """Puts the weights that stepped back onto their manifolds, and their momentum into the new tangent spaces."""
-        keys, tangent = momentum_keys(optimizer), _steps_tangent(optimizer)
+        keys, tangent, sums = momentum_keys(optimizer), _steps_tangent(optimizer), _sums_tangent(optimizer)
         for task in self._open:
             weight = task.info.parameter
             # Not by the count of writes: fused optimizers and those that write to p.data leave it alone.
             if torch.equal(task.start, weight):  # a step that was skipped
                 continue
-            is_tangent = id(task.info.held) in tangent
-            task.fallbacks += task.constraint.follow_(task.start, weight, step, is_tangent=is_tangent)
-            task.writes = writes(weight)
+            held = id(task.info.held)
             state = parts.states_of(task.info, optimizer)
-            for key in keys:
-                momentum = state.get(key)
-                if isinstance(momentum, torch.Tensor) and momentum.shape == weight.shape:
-                    _carry(task, momentum, step, is_tangent=is_tangent)
+            momenta = [m for k in keys if isinstance(m := state.get(k), torch.Tensor) and m.shape == weight.shape]
+            alike = [m if has_same_layout(m, weight) else _as_laid_out(m, weight) for m in momenta]
+            free = FreeStep(alike, held in tangent, held in sums, self._work)
+            task.fallbacks += task.constraint.follow_(task.start, weight, free, step)
+            task.writes = writes(weight)
+            for m, carried in zip(momenta, alike, strict=True):
+                if m is not carried:
+                    m.copy_(carried)
         self._open = []
         for task in self.tasks:
             if task.constraint.is_new_at(step + 1):  # now, so that the next forward pass sees it
@@ -199,6 +214,7 @@ class Manifolds:
     def clear(self) -> None:
         """Forgets everything."""
         self.tasks, self._names, self._open = [], [], []
+        self._work.clear()
         self.moved.clear()
 
 
@@ -214,22 +230,24 @@ def _task(info: ParameterInfo, index: int, manifold: Manifold) -> ManifoldTask:
 
 
 def _steps_tangent(optimizer: Optimizer) -> set[int]:
-    """The parameters whose steps and momentum lie in the tangent space already: those of SGD without weight decay."""
-    if type(optimizer) is not torch.optim.SGD:
+    """The parameters whose steps lie in the tangent space already: those of SGD without weight decay."""
+    return _sums_tangent(optimizer) if type(optimizer) is torch.optim.SGD else set()
+
+
+def _sums_tangent(optimizer: Optimizer) -> set[int]:
+    """The parameters whose momentum lies in the tangent space at which the step began, as the gradients do."""
+    if type(optimizer) not in _SUMS_TANGENT:
         return set()
-    return {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    return {
+        id(p)
+        for group in optimizer.param_groups
+        if not group["weight_decay"] or group.get("decoupled_weight_decay")
+        for p in group["params"]
+    }
 
 
-def _carry(task: ManifoldTask, momentum: torch.Tensor, step: int, *, is_tangent: bool) -> None:
-    """Momentum, from the tangent space of the old point (weight decay put it out of it) to that of the new one."""
-    weight = task.info.parameter
-    is_alike = has_same_layout(momentum, weight)
-    carried = momentum if is_alike else torch.empty_like(weight, dtype=momentum.dtype).copy_(momentum)
-    if not is_tangent:
-        task.constraint.project_tangent_(task.start, carried, step)
-    task.constraint.project_tangent_(weight, carried, step)
-    if not is_alike:
-        momentum.copy_(carried)
+def _as_laid_out(momentum: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(weight, dtype=momentum.dtype).copy_(momentum)
 
 
 # ---------------------------------------------------------------- what fits

@@ -94,6 +94,7 @@ _C_COLA = LangevinPreset(
 LANGEVIN_PRESETS: Mapping[str, LangevinPreset] = MappingProxyType(
     {p.name: p for p in (_O_COLA, _overdamped("o-cola-od", _O_COLA), _C_COLA, _overdamped("c-cola-od", _C_COLA))}
 )
+"""Every preset of `langevin_preset` by name."""
 
 
 def langevin_preset(

@@ -20,7 +20,9 @@ from torch.optim.adam import adam
 
 from weightspace.errors import RuleError
 from weightspace.kernels.options import boolean, choice, number_from_zero
+from weightspace.kernels.stacking import Workspace
 from weightspace.manifolds import Constraint
+from weightspace.manifolds._free_steps import Adaptive
 from weightspace.optim._submanifold import Group, SubmanifoldOptimizer
 
 _NAME = "SubmanifoldAdam"
@@ -88,6 +90,7 @@ class SubmanifoldAdam(SubmanifoldOptimizer):
             "decoupled_weight_decay": boolean(_NAME, "decoupled_weight_decay", decoupled_weight_decay),
             "update": update,
         }
+        self._work = Workspace()
         super().__init__(params, defaults, check_finite=boolean(_NAME, "check_finite", check_finite))
 
     def add_param_group(self, param_group: Group) -> None:
@@ -143,28 +146,29 @@ class SubmanifoldAdam(SubmanifoldOptimizer):
         t = number + 1
         for piece in constraint.pieces(number):
             x, m = piece.read(parameter), piece.read(state["exp_avg"])
-            g = piece.manifold.gradient(x, piece.read(gradient))
-            m.mul_(beta1).add_(g, alpha=1 - beta1)
-            dim = max(1, piece.manifold.dim(*x.shape[-2:]))
-            square = piece.manifold.inner(x, g, g)[..., None, None] / dim
             part = None if piece.index is None else piece  # whose moments are spread over the weight's shape
-            s = self._remember(state, "exp_avg_sq", part)
-            s.mul_(beta2).add_(square, alpha=1 - beta2)
-            self._keep(state, "exp_avg_sq", s, part, x)
-            if group["amsgrad"]:
-                largest = torch.maximum(self._remember(state, "max_exp_avg_sq", part), s)
-                self._keep(state, "max_exp_avg_sq", largest, part, x)
-                s = largest
-            scale = (s / (1 - beta2**t)).sqrt().add_(group["eps"])
-            v = m * (-float(group["lr"]) / (1 - beta1**t) / scale)
-            if group["update"] == "geodesic":
-                end, exact = piece.manifold.geodesic(x, v), 0
-            else:
-                end, exact = piece.manifold.retract_counted(x, v)
-            state["fallbacks"] += exact
-            piece.write(parameter, end)
-            piece.write(state["exp_avg"], piece.manifold.project_tangent(end, m))
+            adaptive = Adaptive(
+                rate=float(group["lr"]) / (1 - beta1**t),
+                beta1=beta1,
+                beta2=beta2,
+                correction=1 - beta2**t,
+                eps=group["eps"],
+                s=self._remember(state, "exp_avg_sq", part),
+                largest=self._remember(state, "max_exp_avg_sq", part) if group["amsgrad"] else None,
+                geodesic=group["update"] == "geodesic",
+                work=self._work,
+            )
+            state["fallbacks"] += piece.manifold.adapt(x, m, piece.read(gradient), adaptive)
+            self._keep(state, "exp_avg_sq", adaptive.s, part, x)
+            if adaptive.largest is not None:
+                self._keep(state, "max_exp_avg_sq", adaptive.largest, part, x)
+            piece.write(parameter, x)
+            piece.write(state["exp_avg"], m)
         state["step"] += 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._work = Workspace()
 
     @staticmethod
     def _remember(state: dict[str, Any], key: str, piece: Any) -> torch.Tensor:
@@ -173,7 +177,5 @@ class SubmanifoldAdam(SubmanifoldOptimizer):
 
     @staticmethod
     def _keep(state: dict[str, Any], key: str, value: torch.Tensor, piece: Any, like: torch.Tensor) -> None:
-        if piece is None:
-            state[key].copy_(value)
-        else:
+        if piece is not None:  # else it was written in place
             piece.write(state[key], value.expand_as(like).contiguous())
