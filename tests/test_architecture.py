@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import weightspace
-
-PACKAGE = Path(weightspace.__file__).parent
+from code_measures import PACKAGE, ROOT, Function, code_lines, line_count, modules, undocumented
 
 # room -> rooms it may import besides itself and GROUND. A new room starts with a row here.
 ARROWS: dict[str, frozenset[str]] = {
@@ -37,17 +35,18 @@ ARROWS: dict[str, frozenset[str]] = {
         "registry": "kernels metrics manifolds penalties gates",
         "optim": "kernels operators sharding metrics manifolds penalties gates registry",
         "sampling": "figures",
-        "compress": "kernels operators",
+        "compress": "kernels operators optim",
         "inspection": "kernels operators figures",
         "training": "kernels optim registry sharding",
         "integrations": "kernels optim training",
         "compare": "gates training",
         "chains": "training sampling compare figures",
         "report": "training compare chains figures",
+        "doctor": "training",
     }.items()
 }
 GROUND = ("errors", "precision", "files")  # what every room may import
-UPPER = ("training", "integrations", "compare", "chains", "report", "cli", "__main__")
+UPPER = ("training", "integrations", "compare", "chains", "report", "doctor", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
 HEAVY = (
     *(
@@ -82,21 +81,10 @@ UNPICKLERS = frozenset({"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "
 # The package itself, which shows the rooms of the library to users: a room for cycles, but no row in the table.
 FACE = "the face"
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
 
 def room_of(module: str) -> str:
     """`weightspace.kernels.views` -> "kernels"; the package itself -> FACE."""
     return module.partition(".")[2].partition(".")[0] or FACE
-
-
-def modules(root: Path) -> dict[str, tuple[Path, ast.Module]]:
-    found = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        name = ".".join(("weightspace", *parts)).removesuffix(".__init__")
-        found[name] = (path, ast.parse(path.read_text(encoding="utf-8")))
-    return found
 
 
 def imported_modules(tree: ast.Module, name: str, is_package: bool, known: set[str]) -> Iterator[str]:
@@ -165,14 +153,13 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def content_problems(root: Path) -> Iterator[str]:
-    """Length, assertions, unpickling, missing docstrings."""
-    for name, (path, parsed) in modules(root).items():
+    """Length, assertions, unpickling, and what is public and says nothing of itself."""
+    tree = modules(root)
+    yield from undocumented(tree)
+    for name, (path, parsed) in tree.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
         if lines > MAX_MODULE_LINES:
             yield f"{name} has {lines} lines, more than {MAX_MODULE_LINES}"
-        if ast.get_docstring(parsed) is None:
-            yield f"{name} has no docstring"
-        yield from (f"{name}: {text}" for text in undocumented(parsed.body, ""))
         for node in ast.walk(parsed):
             if (text := node_problem(node)) is not None:
                 yield f"{name}: {text}"
@@ -209,26 +196,6 @@ def is_false(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
 
 
-def code_lines(function: Function) -> int:
-    """Lines of a function without its docstring: explaining is not what makes a function long."""
-    first = function.body[0]
-    doc = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    total = (function.end_lineno or function.lineno) - function.lineno + 1
-    return total - ((first.end_lineno or first.lineno) - first.lineno + 1 if doc else 0)
-
-
-def undocumented(body: list[ast.stmt], prefix: str) -> Iterator[str]:
-    """Public functions, classes and methods without a docstring; overloads and property setters show another's."""
-    for node in body:
-        if not isinstance(node, Function | ast.ClassDef) or node.name.startswith("_"):
-            continue
-        shows_another = any(ast.unparse(d).endswith((".setter", "overload", "override")) for d in node.decorator_list)
-        if ast.get_docstring(node) is None and not shows_another:
-            yield f"{prefix}{node.name} has no docstring"
-        if isinstance(node, ast.ClassDef):
-            yield from undocumented(node.body, f"{prefix}{node.name}.")
-
-
 def problems(root: Path) -> list[str]:
     return [*import_problems(root), *content_problems(root)]
 
@@ -250,6 +217,10 @@ def test_the_table_itself_has_no_cycle_and_no_way_up():
     assert all(not ARROWS[room] & set(UPPER) for room in below)
     assert ARROWS["kernels"] == ARROWS["operators"] == frozenset()
     assert not ARROWS["metrics"] & {"optim", "manifolds"}
+
+
+def test_there_are_neither_too_few_tests_nor_too_many():
+    assert 0.6 <= line_count(ROOT / "tests") / line_count(PACKAGE) <= 1.2
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -322,6 +293,11 @@ def test_the_good_tree_is_accepted(tmp_path):
         ("metrics/base.py", "def public():\n    return 1", ["public has no docstring"]),
         ("metrics/base.py", "class Public:\n    x = 1", ["Public has no docstring"]),
         ("metrics/base.py", 'class P:\n    """P."""\n    def f(self):\n        pass', ["P.f has no docstring"]),
+        ("metrics/base.py", "if x:\n    def f():\n        pass", ["f has no docstring"]),
+        ("metrics/base.py", "class _P:\n    def f(self):\n        pass", ["_P.f has no docstring"]),
+        ("metrics/base.py", "X = 1\n__all__ = ['X']", ["X has no line of explanation"]),
+        ("metrics/__init__.py", "X = 1\n__all__ = ['X']", ["X has no line of explanation"]),
+        ("metrics/base.py", "__all__ = ['y']", ["y is in __all__ and nowhere else"]),
         ("metrics/base.py", "x = 1\n" * 400, ["more than 400"]),
         ("metrics/base.py", "def _f():\n" + "    x = 1\n" * 60, ["_f has 61 lines of code"]),
     ],

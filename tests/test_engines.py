@@ -21,9 +21,10 @@ from weightspace.chains.worker import do_chain_elsewhere
 from weightspace.compare import engines_ray, read_comparison, run_comparison
 from weightspace.compare import runner as runner_module
 from weightspace.compare.directory import has_finished_runs, remove_leftovers
-from weightspace.compare.engines import EngineChoice, Losses, WorkerLost, relay
+from weightspace.compare.engines import Losses, WorkerLost, relay
 from weightspace.compare.engines_local import LocalEngine, local_engine
 from weightspace.compare.engines_ray import share_out
+from weightspace.compare.execution import EngineChoice, Execution
 from weightspace.compare.plan import final_jobs, make_plan
 from weightspace.compare.worker import Order, Outcome, deliver, do_job_elsewhere
 from weightspace.errors import RecipeError, RunError
@@ -108,7 +109,7 @@ def reference(tmp_path_factory):
 def test_a_run_whose_worker_is_lost_is_done_again_and_before_all_others(tmp_path, here, reference):
     engine = here(losses=["SGD, seed 0", "SGD, seed 0"])
     told = []
-    run_comparison(recipe(), tmp_path, progress=lambda text, *_: told.append(text))
+    run_comparison(recipe(), tmp_path, Execution(progress=lambda text, *_: told.append(text)))
     finals = [name for _, name in engine.jobs if "trial" not in name]
     assert finals[:4] == ["SGD, seed 0"] * 3 + ["tuned, seed 0"]
     assert told.count("SGD, seed 0: its worker was lost (its process was killed); the run is done again") == 2
@@ -236,9 +237,9 @@ def chains_recipe() -> Recipe:
 def test_a_chain_whose_worker_is_lost_goes_on_wherever_it_is_sampled(tmp_path, here):
     engine = here(shares_folders=False, losses=["chain 1"])
     with pytest.warns(RuntimeWarning, match=r"chain 1: its worker was lost \(its process was killed\); it goes on"):
-        found = run_sampling(chains_recipe(), tmp_path / "a", workers=2)
+        found = run_sampling(chains_recipe(), tmp_path / "a", Execution(workers=2))
     assert engine.jobs.count(("do_chain_elsewhere", "chain 1")) == 2
-    plain = run_sampling(chains_recipe(), tmp_path / "b", workers=1)
+    plain = run_sampling(chains_recipe(), tmp_path / "b", Execution(workers=1))
     weights = [tmp_path / place / "chain-1/model.safetensors" for place in "ab"]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     one, other = ([chain | {"seconds": 0} for chain in facts["results"]["chains"]] for facts in (found, plain))
@@ -248,7 +249,7 @@ def test_a_chain_whose_worker_is_lost_goes_on_wherever_it_is_sampled(tmp_path, h
         pytest.warns(RuntimeWarning, match="it goes on"),
         pytest.raises(RunError, match="chain 0 failed: its worker was"),
     ):
-        run_sampling(chains_recipe(), tmp_path / "c", workers=2)
+        run_sampling(chains_recipe(), tmp_path / "c", Execution(workers=2))
 
 
 def test_a_machine_that_does_not_see_the_folder_of_the_chains_says_so(tmp_path):
@@ -276,7 +277,7 @@ def test_what_engine_is_there(monkeypatch):
 
 def test_an_unknown_engine_touches_no_folder(tmp_path):
     with pytest.raises(RecipeError, match="there is no engine 'dask'"):
-        run_comparison(recipe(), tmp_path / "run", engine=EngineChoice("dask"))
+        run_comparison(recipe(), tmp_path / "run", Execution(engine=EngineChoice("dask")))
     assert not (tmp_path / "run").exists()
 
 
@@ -313,9 +314,8 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_nothing(tmp_path, refere
     run_comparison(
         recipe(),
         tmp_path / "run",
-        workers=2,
+        Execution(workers=2, progress=lambda text, *_: told.append(text)),
         train=functools.partial(engine_jobs.train_and_be_killed_once, mark=tmp_path / "mark"),
-        progress=lambda text, *_: told.append(text),
     )
     assert (tmp_path / "mark").exists()
     lost = [text for text in told if "its worker was lost (its process was killed); the run is done again" in text]
@@ -328,7 +328,7 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_nothing(tmp_path, refere
 @pytest.mark.slow
 def test_a_run_that_kills_every_worker_is_given_up_after_three(tmp_path):
     with pytest.raises(RunError, match=r"'SGD, seed 1' failed.*its worker was lost 3 times \(its process was killed\)"):
-        run_comparison(recipe(), tmp_path, workers=1, train=engine_jobs.train_and_always_be_killed)
+        run_comparison(recipe(), tmp_path, Execution(workers=1), train=engine_jobs.train_and_always_be_killed)
     assert "SGD, seed 1" in read_comparison(tmp_path).missing
 
 
@@ -385,11 +385,8 @@ def test_ray_gives_the_same_results_though_a_worker_is_killed(tmp_path, referenc
     run_comparison(
         recipe(),
         tmp_path / "run",
-        engine=EngineChoice("ray"),
-        workers=2,
-        accelerator="cpu",
+        Execution(2, "cpu", EngineChoice("ray"), progress=lambda text, *_: told.append(text)),
         train=functools.partial(engine_jobs.train_and_be_killed_once, mark=tmp_path / "mark"),
-        progress=lambda text, *_: told.append(text),
     )
     assert (tmp_path / "mark").exists()
     assert len([text for text in told if "its worker was lost (The worker died unexpectedly" in text]) == 1
@@ -403,7 +400,7 @@ def test_ray_gives_the_same_results_though_a_worker_is_killed(tmp_path, referenc
 def test_ray_gives_up_a_run_that_kills_every_worker(tmp_path):
     train = engine_jobs.train_and_always_be_killed
     with pytest.raises(RunError, match=r"'SGD, seed 1' failed.*its worker was lost 3 times \(The worker died"):
-        run_comparison(recipe(), tmp_path, engine=EngineChoice("ray"), workers=1, accelerator="cpu", train=train)
+        run_comparison(recipe(), tmp_path, Execution(1, "cpu", EngineChoice("ray")), train=train)
     assert "SGD, seed 1" in read_comparison(tmp_path).missing
 
 

@@ -23,7 +23,7 @@ from weightspace.errors import RunError
 from weightspace.inspection import Inspection, Limits, inspect, page, plots
 from weightspace.inspection.columns import COLUMNS, written
 from weightspace.inspection.page import render
-from weightspace.inspection.selection import MOST_PANELS, quantiles_of, values_of, with_map, with_values
+from weightspace.inspection.selection import MOST_PANELS, with_map, with_values
 
 TITLES = ("over depth", "Gain of every layer", "Singular values of every layer", "Distribution", "over frequency")
 
@@ -534,11 +534,11 @@ def test_singular_values_that_geometry_forbids_are_not_shown() -> None:
     report = inspect(nn.Sequential(nn.Conv2d(2, 4, 1, stride=2)), torch.randn(1, 2, 8, 8), jacobian=False)
     layer = report.layers[0]
     assert layer.spectrum.values is not None
-    assert len(values_of(layer)) == 32
-    assert (values_of(layer) > 0.01).all()
-    quantiles = quantiles_of(layer)
+    assert len(layer.spectrum.room()) == 32
+    assert (layer.spectrum.room() > 0.01).all()
+    quantiles = layer.spectrum.quantiles()
     assert quantiles is not None
-    assert quantiles[0] == pytest.approx(float(values_of(layer).min()))
+    assert quantiles[0] == pytest.approx(float(layer.spectrum.room().min()))
     assert texts(drawn(plots.histogram_figure, report)) == []
     assert column(render(report), "", "modes", report) == ["32"]
 

@@ -15,7 +15,7 @@ import pytest
 
 import fake_training
 from fabricated import make_recipe
-from weightspace.compare import comparison_table, read_comparison, run_comparison
+from weightspace.compare import Execution, comparison_table, directory, read_comparison, run_comparison
 from weightspace.compare import runner as runner_module
 from weightspace.compare.directory import delete_comparison
 from weightspace.compare.opening import recipe_differences, same_spelling
@@ -66,8 +66,8 @@ class InlineEngine:
 def inline(monkeypatch):
     engines = []
 
-    def make(_, *, workers, jobs, accelerator):
-        engines.append(InlineEngine(worker_count(workers, jobs, find_devices(accelerator))))
+    def make(how, *, jobs):
+        engines.append(InlineEngine(worker_count(how.workers, jobs, find_devices(how.accelerator))))
         return engines[-1]
 
     monkeypatch.setattr(runner_module, "open_engine", make)
@@ -75,7 +75,7 @@ def inline(monkeypatch):
 
 
 def run(run_dir: Path, settings: Recipe | None = None, *, train=fake_training.train, **options) -> Path:
-    return run_comparison(settings or recipe(), run_dir, train=train, load=fake_training.load, **options)
+    return run_comparison(settings or recipe(), run_dir, Execution(**options), train=train, load=fake_training.load)
 
 
 def fail(recipe, run_dir, *, seed, data):
@@ -248,14 +248,14 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, inline, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
         return fake_training.train(recipe, run_dir, seed=seed, data=data)
 
-    write = runner_module.write_text_atomically
+    write = directory.write_text_atomically
 
     def fail_on_errors(path, text):
         if path.name == "errors.txt":
             raise RunError("cannot write errors.txt: no space left on device")
         write(path, text)
 
-    monkeypatch.setattr(runner_module, "write_text_atomically", fail_on_errors)
+    monkeypatch.setattr(directory, "write_text_atomically", fail_on_errors)
     with pytest.raises(RunError) as caught:
         run(tmp_path, train=full)
     assert str(caught.value) == (
@@ -599,11 +599,11 @@ sys.path[:0] = {path!r}
 import fake_training
 from fabricated import make_recipe
 from pathlib import Path
-from weightspace.compare import ComparisonInterrupted, run_comparison
+from weightspace.compare import ComparisonInterrupted, Execution, run_comparison
 if __name__ == "__main__":
     recipe = make_recipe({{"tuned SGD": {{}}}}, seeds=2, grid=(0.01, 0.02))
     try:
-        run_comparison(recipe, Path({run!r}), workers=2, train=fake_training.train_slowly, load=fake_training.load)
+        run_comparison(recipe, Path({run!r}), Execution(workers=2), train=fake_training.train_slowly, load=fake_training.load)
     except ComparisonInterrupted as error:
         print(error)
         sys.exit(error.exit_code)

@@ -15,6 +15,7 @@ import torch
 from weightspace.chains import keeper, run_sampling
 from weightspace.chains.scores import Prediction, Scorer, average_of
 from weightspace.chains.text import concerns, table_rows, temperature_line, verdict
+from weightspace.compare import Execution
 from weightspace.errors import RunError, SamplingError, TemperatureWarning
 from weightspace.files import read_json
 from weightspace.optim import Temperature
@@ -52,7 +53,7 @@ def recipe(
 
 
 def sampled(folder: Path, settings: Recipe, **options: Any) -> dict[str, Any]:
-    return run_sampling(settings, folder, workers=1, accelerator="cpu", **options)
+    return run_sampling(settings, folder, Execution(workers=1, accelerator="cpu", **options))
 
 
 def contents(folder: Path) -> dict[str, dict[str, torch.Tensor]]:

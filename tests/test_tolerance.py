@@ -11,6 +11,7 @@ import fake_sweep
 import fake_training
 from weightspace.compare._sweep import BASELINE, comparison_recipe, like_arms, own_arms, results_in
 from weightspace.compare._tolerance_text import markdown, table_cells, theory_lines, verdict_lines
+from weightspace.compare.execution import Execution
 from weightspace.compare.tolerance import Cell, Level, Tolerance, load_tolerance, read_tolerance, run_tolerance
 from weightspace.errors import RecipeError, RunError
 from weightspace.gates.theory import largest_strength, tolerance_level
@@ -47,7 +48,9 @@ def make_recipe(gates=None, **sweep):
 
 
 def sweep(recipe, folder, **options):
-    return run_tolerance(recipe, folder, workers=1, train=fake_sweep.train, load=fake_training.load, **options)
+    return run_tolerance(
+        recipe, folder, Execution(workers=1), train=fake_sweep.train, load=fake_training.load, **options
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from torch import nn
 
 import weightspace as ws
 from test_cli import call
+from weightspace.compare.execution import Execution
 from weightspace.compare.opening import open_comparison
 from weightspace.compare.plan import HOLD_OUT_SEED, final_jobs, make_plan, tuning_jobs
 from weightspace.compare.results import read_comparison, tuning_choice
@@ -542,7 +543,7 @@ def compared(tmp_path_factory):
 
 @pytest.mark.slow
 def test_worker_processes_train_on_text(compared, tmp_path):
-    run_comparison(comparison_recipe(), tmp_path / "run", workers=1)
+    run_comparison(comparison_recipe(), tmp_path / "run", Execution(workers=1))
     ours, theirs = (table_values(read_comparison(folder)) for folder in (compared, tmp_path / "run"))
     for one, other in zip(ours["arms"], theirs["arms"], strict=True):  # of as many threads as a worker gets
         assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-4)

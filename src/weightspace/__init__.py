@@ -26,15 +26,17 @@ from weightspace import (
     registry,
     sampling,
 )
-from weightspace.inspection import inspect, jacobian_singular_values
+from weightspace.inspection import certified_radius, inspect, jacobian_singular_values, lipschitz_bound
 from weightspace.operators import extreme_singular_values, norm_bound, singular_value_moments, singular_values
 from weightspace.optim import Rules, attach, param_groups
 
 __version__ = version("weightspace")
+"""The version that is installed."""
 __all__ = [
     "Rules",
     "__version__",
     "attach",
+    "certified_radius",
     "compress",
     "errors",
     "extreme_singular_values",
@@ -43,6 +45,7 @@ __all__ = [
     "inspection",
     "jacobian_singular_values",
     "kernels",
+    "lipschitz_bound",
     "manifolds",
     "metrics",
     "norm_bound",

@@ -1,4 +1,4 @@
-"""How the plots look: colors that color-blind readers can tell apart, line styles, labels that do not overlap.
+"""How plots and the pages that hold them look: colors that color-blind readers can tell apart, line styles, labels that do not overlap.
 
 matplotlib's object-oriented interface only: no global state, no display, safe beside a user's own pyplot.
 """
@@ -82,6 +82,20 @@ def save_figure(figure: Figure, path: Path) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="png")
     return path
+
+
+def page_text(template: Path, **values: object) -> str:
+    """A page from a jinja2 template, every word of the values escaped; a name that has no value is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**values)
 
 
 def shortened(text: str, limit: int = 34) -> str:

@@ -15,33 +15,13 @@ from weightspace import gates, manifolds, metrics, penalties
 from weightspace.errors import RuleError, nearest, shortened
 from weightspace.gates.facts import GATES, GateEntry
 from weightspace.kernels import Rule, Stage
+from weightspace.kernels.facts import Facts
 from weightspace.kernels.selection import Selection, parse
 
 
 @dataclass(frozen=True)
-class RuleEntry:
-    """Facts about one rule.
-
-    Attributes:
-        factory: The rule's class.
-        summary: One line for tables.
-        source: Paper, or "derived".
-        page: Documentation page, relative to docs/.
-        choose: When to take it.
-        variants: Settings that the contract tests and benchmarks run, by label.
-    """
-
-    factory: type[Rule]
-    summary: str
-    source: str
-    page: str
-    choose: str
-    variants: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """The name in recipes and tables."""
-        return self.factory.__name__
+class RuleEntry(Facts[Rule]):
+    """Facts about one rule."""
 
     @property
     def stage(self) -> Stage:
@@ -290,6 +270,7 @@ _ENTRIES = (
 __all__ = ["GATES", "REGISTRY", "GateEntry", "RuleEntry", "make_gate", "make_rule"]
 
 REGISTRY: Mapping[str, RuleEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+"""Every rule by name: what `make_rule`, recipes, contract tests and docs/how-to-choose.md know of it."""
 
 
 def make_gate(name: str, /, **options: Any) -> gates.Gate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +12,13 @@ from weightspace.chains.evaluation import evaluate_chains
 from weightspace.chains.keeper import ChainOrder, plan_of, sample_chain
 from weightspace.chains.records import SAMPLE_FILE, now, open_folder, remove_leftovers
 from weightspace.chains.worker import Ended, do_chain, do_chain_elsewhere
-from weightspace.compare.engines import LOCAL, Engine, EngineChoice, Losses, WorkerLost, open_engine
-from weightspace.compare.pool import find_devices, refuse_count, signals, worker_count
+from weightspace.compare.directory import write_errors
+from weightspace.compare.engines import Engine, Losses, WorkerLost, open_engine
+from weightspace.compare.execution import ON_THIS_MACHINE, Execution
+from weightspace.compare.pool import find_devices, signals, worker_count
 from weightspace.compare.worker import check_data, describe_data
 from weightspace.errors import RunError
-from weightspace.files import JsonObject, write_json_atomically, write_text_atomically
+from weightspace.files import JsonObject, write_json_atomically
 from weightspace.training.data import Data
 from weightspace.training.environment import usable_cores
 from weightspace.training.interrupt import INTERRUPTED, Interrupted
@@ -26,9 +27,6 @@ from weightspace.training.lock import locked
 from weightspace.training.recipe import Recipe, SampleSettings
 from weightspace.training.session import load_recipe_data
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, steps done, steps in all), of all chains together."""
-ERRORS_FILE = "errors.txt"
 _LOOK_SECONDS = 0.5  # between two looks at how far the workers are
 _SAVE_SECONDS = 60.0  # that workers get to save their state before they are killed
 
@@ -36,12 +34,8 @@ _SAVE_SECONDS = 60.0  # that workers get to save their state before they are kil
 def run_sampling(
     recipe: Recipe,
     run_dir: Path,
+    how: Execution = ON_THIS_MACHINE,
     *,
-    workers: int | None = None,
-    accelerator: str = "auto",
-    engine: EngineChoice = LOCAL,
-    command: str = "",
-    progress: Progress | None = None,
     checkpoint_every_steps: int | None = None,
     tensorboard: bool = False,
 ) -> JsonObject:
@@ -52,13 +46,8 @@ def run_sampling(
     Args:
         recipe: A recipe; without `sample` it gets the defaults of that part. `compare` and `sweep` do not matter.
         run_dir: Folder of the chains: empty, missing, or one where this recipe was begun.
-        workers: Processes that sample at the same time. None: one per GPU, or one per core where there is no GPU. One
-            samples in this process. The cores are shared evenly among the workers' threads.
-        accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
-        engine: Who runs them, as for `run_comparison`. Chains save as they go, so all machines of a Ray cluster must
-            see `run_dir`.
-        command: The command line, for the record.
-        progress: Called about twice a second.
+        how: Who samples; one worker does so in this process. Chains save as they go, so all machines of a Ray cluster
+            must see `run_dir`. `progress` is called about twice a second.
         checkpoint_every_steps: Save the chains every so many steps too.
         tensorboard: Write TensorBoard curves to the chains' folders.
 
@@ -75,51 +64,37 @@ def run_sampling(
     if recipe.sample is None:
         recipe = recipe.model_copy(update={"sample": SampleSettings()})
         recipe = Recipe.from_dict(recipe.to_dict(), source=f"recipe '{recipe.name}'")
-    settings = recipe.sample or SampleSettings()
-    engine.checked(accelerator)
-    refuse_count(workers)
+    chains = (recipe.sample or SampleSettings()).chains
+    how.checked()
     with locked(run_dir, "sampling"):
-        facts = open_folder(recipe, run_dir, command)
+        facts = open_folder(recipe, run_dir, how.command)
         data = load_recipe_data(recipe)
         if "data" in facts:
             check_data(describe_data(data), facts["data"]["checksum"])
         plan_of(recipe, data)  # a burn-in that leaves nothing is refused before anything is touched
         remove_leftovers(run_dir)
         facts |= {"data": describe_data(data)}
-        folder = run_dir if engine.name == "local" else run_dir.resolve()  # other processes stand elsewhere
-        template = ChainOrder(recipe, folder, 0, command, checkpoint_every_steps, tensorboard, accelerator)
-        running = _Running(template, data, settings.chains, progress)
-        orders = running.unfinished()
-        if engine.name == "local" and worker_count(workers, settings.chains, find_devices(accelerator)) == 1:
-            facts |= {"engine": engine.name, "workers": 1, "threads": usable_cores()}
-            write_json_atomically(run_dir / SAMPLE_FILE, facts)
-            running.one_by_one(orders)
-        elif orders:
-            opened = open_engine(engine, workers=workers, jobs=settings.chains, accelerator=accelerator)
-            with signals(run_dir, _again(command)), opened as chosen:
-                facts |= {"engine": engine.name, "workers": chosen.count, "threads": chosen.threads}
-                write_json_atomically(run_dir / SAMPLE_FILE, facts)
-                running.run(orders, chosen, str(facts["data"]["checksum"]))
-        if progress is not None:
-            progress("judging the samples", running.total, running.total)
-        facts["results"] = evaluate_chains(recipe, run_dir, data, accelerator=accelerator)
+        folder = run_dir if how.engine.name == "local" else run_dir.resolve()  # other processes stand elsewhere
+        template = ChainOrder(recipe, folder, 0, how.command, checkpoint_every_steps, tensorboard, how.accelerator)
+        running = _Running(run_dir, facts, how, template, data, chains)
+        running.sample()
+        how.tell("judging the samples", running.total, running.total)
+        facts["results"] = evaluate_chains(recipe, run_dir, data, accelerator=how.accelerator)
         facts["finished"] = now()
         write_json_atomically(run_dir / SAMPLE_FILE, facts)
     return facts
-
-
-def _again(command: str) -> str:
-    return "the same command" + (" without --fresh" if "--fresh" in command.split() else "")
 
 
 @dataclass
 class _Running:
     """One call of `run_sampling`: its chains, and how far they are."""
 
+    run_dir: Path
+    facts: JsonObject
+    how: Execution
     template: ChainOrder
     data: Data
     chains: int
-    progress: Progress | None
     failed: list[Ended] = field(default_factory=list[Ended])
     warned: set[str] = field(default_factory=set[str])
     losses: Losses = field(default_factory=Losses)
@@ -135,30 +110,46 @@ class _Running:
         """Steps of all chains."""
         return self.chains * self.steps
 
-    def unfinished(self) -> list[ChainOrder]:
-        """The chains that are left."""
-        orders = [replace(self.template, chain=chain) for chain in range(self.chains)]
-        return [order for order in orders if not _is_finished(order)]
+    def sample(self) -> None:
+        """Sample the chains that are left: one worker in this process, several as the engine has them."""
+        every = (replace(self.template, chain=chain) for chain in range(self.chains))
+        left = [order for order in every if not _is_finished(order)]
+        if self._is_alone():
+            self._begin(workers=1, threads=usable_cores())
+            self._one_by_one(left)
+        elif left:
+            with signals(self.run_dir, self.how.again), open_engine(self.how, jobs=self.chains) as engine:
+                self._begin(workers=engine.count, threads=engine.threads)
+                self._run(left, engine)
 
-    def one_by_one(self, orders: list[ChainOrder]) -> None:
+    def _is_alone(self) -> bool:
+        if self.how.engine.name != "local":
+            return False
+        return worker_count(self.how.workers, self.chains, find_devices(self.how.accelerator)) == 1
+
+    def _begin(self, *, workers: int, threads: int) -> None:
+        self.facts |= {"engine": self.how.engine.name, "workers": workers, "threads": threads}
+        write_json_atomically(self.run_dir / SAMPLE_FILE, self.facts)
+
+    def _one_by_one(self, orders: list[ChainOrder]) -> None:
         """Sample in this process."""
         for order in orders:
             before = order.chain * self.steps
 
             def tell(done: int, _: int, before: int = before, order: ChainOrder = order) -> None:
-                if self.progress is not None:
-                    self.progress(progress_text([order.folder]), before + done, self.total)
+                self.how.tell(progress_text([order.folder]), before + done, self.total)
 
             try:
                 sample_chain(order, self.data, tell)
             except KeyboardInterrupt as error:
                 number = int(getattr(error, "exit_code", INTERRUPTED)) - 128
-                raise Interrupted(f"{error}; {_again(order.command)} continues", number) from error
+                raise Interrupted(f"{error}; {self.how.again} continues", number) from error
 
-    def run(self, orders: list[ChainOrder], engine: Engine, checksum: str) -> None:
+    def _run(self, orders: list[ChainOrder], engine: Engine) -> None:
         """Keep the engine's workers busy until all chains are done, or until the running ones are after a failure."""
         waiting, running = list(orders), dict[Future[Ended], ChainOrder]()
         work = do_chain if engine.shares_folders else do_chain_elsewhere
+        checksum = str(self.facts["data"]["checksum"])
         try:
             while running or (waiting and not self.failed):
                 while waiting and len(running) < engine.count and not self.failed:
@@ -199,9 +190,9 @@ class _Running:
                 warnings.warn(f"chain {ended.chain}: {text}", kind, stacklevel=2)
 
     def _tell(self, folders: list[Path]) -> None:
-        if self.progress is not None:
+        if self.how.progress is not None:  # what is done takes a look at every chain's files
             done = sum(self._steps_of(chain) for chain in range(self.chains))
-            self.progress(progress_text(folders), done, self.total)
+            self.how.tell(progress_text(folders), done, self.total)
 
     def _steps_of(self, chain: int) -> int:
         order = replace(self.template, chain=chain)
@@ -209,15 +200,11 @@ class _Running:
 
     def _report_failures(self) -> None:
         text = "\n".join(f"chain {ended.chain}\n{ended.traceback}" for ended in self.failed)
-        where = f"the traceback is in {self.template.run_dir / ERRORS_FILE}, "
-        try:
-            write_text_atomically(self.template.run_dir / ERRORS_FILE, text)
-        except RunError:  # a full disk, which is then also what failed: that is the sentence to show
-            where = ""
+        where = write_errors(self.template.run_dir, text)
         first = self.failed[0]
         raise RunError(
             f"chain {first.chain} failed: {first.error.rstrip('.')}; {where}what was sampled is kept, and "
-            f"{_again(self.template.command)} continues"
+            f"{self.how.again} continues"
         )
 
 

@@ -111,7 +111,7 @@ class Scorer:
     def __init__(self, labels: Tensor, level: float, seed: int = 0) -> None:
         self._labels, self._level = labels, level
         count = len(labels)
-        self.resamples = max(_FEWEST, min(_RESAMPLES, _MOST_DRAWS // max(1, count)))
+        self.resamples: int = max(_FEWEST, min(_RESAMPLES, _MOST_DRAWS // max(1, count)))
         self._seed = seed
 
     def row(self, name: str, predictions: Sequence[Prediction]) -> Row:

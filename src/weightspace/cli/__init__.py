@@ -1,4 +1,4 @@
-"""The command line: `weightspace train | compare | sample | report | recipes | show | inspect | verify`.
+"""The command line: `weightspace train | compare | sample | report | recipes | show | inspect | verify | doctor | ...`.
 
 Exit codes: 0 done; 1 a training run diverged or a constraint is broken; 2 bad input (one line says what); 130 Ctrl-C;
 143 SIGTERM. A bug shows its traceback and gives 1.
@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    answer_without_extras(words)
     try:
         from weightspace.cli.app import run
     except ModuleNotFoundError as error:
@@ -30,4 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = f"error: the command line needs the package '{package}'; run: pip install \"weightspace[train]\""
         print(message, file=sys.stderr)
         sys.exit(2)
-    run(arguments)
+    run(words)
+
+
+def answer_without_extras(words: Sequence[str]) -> None:
+    """Answer `--version` and `doctor`, which must work where every other command misses its packages.
+
+    Args:
+        words: The command line after `weightspace`.
+
+    Raises:
+        SystemExit: It was one of the two.
+    """
+    if list(words) == ["--version"]:
+        from weightspace.cli.version import version_line
+
+        print(version_line())
+        sys.exit(0)
+    if words and words[0] == "doctor":
+        from weightspace.cli.doctor import doctor
+
+        sys.exit(doctor(words[1:]))

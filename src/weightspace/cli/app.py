@@ -11,6 +11,8 @@ import typer
 
 from weightspace.cli import compare, compress, inspect, report, sample, show, tolerance, train, verify
 from weightspace.cli.console import print_error, print_warning
+from weightspace.cli.doctor import doctor
+from weightspace.cli.version import version_line
 from weightspace.errors import WeightspaceError
 from weightspace.files import reason_of
 from weightspace.training.interrupt import INTERRUPTED
@@ -19,7 +21,7 @@ BAD_INPUT = 2
 
 P = ParamSpec("P")
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="weightspace",
     no_args_is_help=True,
     add_completion=False,
@@ -59,10 +61,7 @@ def with_exit_codes(command: Callable[P, int | None]) -> Callable[P, None]:
 
 def _print_version(value: bool) -> None:
     if value:
-        from weightspace.training.environment import versions
-
-        found = versions()
-        typer.echo(f"weightspace {found['weightspace']} (torch {found['torch']}, python {found['python']})")
+        typer.echo(version_line())
         raise typer.Exit
 
 
@@ -87,6 +86,22 @@ app.command("inspect")(with_exit_codes(inspect.inspect))
 app.command("verify")(with_exit_codes(verify.verify))
 app.command("tolerance")(with_exit_codes(tolerance.tolerance))
 app.command("compress")(with_exit_codes(compress.compress))
+
+
+# It reads its words itself, with or without typer; here it has its line in the list of commands.
+@app.command(
+    "doctor",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+@with_exit_codes
+def _doctor(context: typer.Context) -> int:
+    """Look at this installation and this machine: what works, and what to do about the rest.
+
+    `--json` writes everything as JSON in place of the table, `--json FILE` to a file beside it. Exit codes: 0 healthy,
+    1 there is a problem, 2 bad input. Works without any extra, as `--version` does.
+    """
+    return doctor(context.args)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,11 @@ from weightspace.cli.options import (
     RecipeArgument,
     SetOption,
     WorkersOption,
-    command_line,
+    checked_execution,
     read_recipe_option,
+    refuse_folder_of,
 )
 from weightspace.cli.run_folder import RUN_FILE
-from weightspace.errors import RunError
 from weightspace.training.lock import locked
 
 
@@ -51,30 +52,19 @@ def compare(
     settings = read_recipe_option(recipe, set_)
     from weightspace.compare import comparison_table, run_comparison
     from weightspace.compare.directory import delete_comparison
-    from weightspace.compare.engines import EngineChoice
     from weightspace.compare.plan import make_plan
     from weightspace.report import write_report
 
     make_plan(settings)  # a recipe without a comparison, or a missing accelerator, is refused
-    choice = EngineChoice(engine, engine_address).checked(accelerator)  # before anything is touched
+    how = checked_execution(workers, accelerator, engine, engine_address)
     folder = out if out is not None else Path("runs") / settings.name
-    if (folder / RUN_FILE).exists():
-        raise RunError(f"{folder} holds a single training run; choose another folder with --out")
-    if (folder / "sample.json").exists():
-        raise RunError(f"{folder} holds sampled chains; choose another folder with --out")
+    refuse_folder_of("a single training run", folder, RUN_FILE)
+    refuse_folder_of("sampled chains", folder, "sample.json")
     if not resume:
         with locked(folder, "running a comparison"):  # one that is running in there keeps its files
             delete_comparison(folder)
     with run_progress() as move:
-        run_comparison(
-            settings,
-            folder,
-            workers=workers,
-            accelerator=accelerator,
-            engine=choice,
-            command=command_line(),
-            progress=move,
-        )
+        run_comparison(settings, folder, replace(how, progress=move))
     stdout().print(comparison_table(folder))
     print_note(f"report: {write_report(folder)}")
 

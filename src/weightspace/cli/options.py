@@ -6,12 +6,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightspace.errors import RunError
 from weightspace.training.environment import is_started_by_torchrun
 from weightspace.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from weightspace.compare.execution import Execution
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe (see `weightspace recipes`) or a .yaml file.")
@@ -88,6 +92,19 @@ DevicesOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def checked_execution(workers: int | None, accelerator: str, engine: str, address: str | None) -> Execution:
+    """Who carries out the runs, as the options say; what is not there is refused before anything is touched."""
+    from weightspace.compare.execution import EngineChoice, Execution
+
+    return Execution(workers, accelerator, EngineChoice(engine, address), command_line()).checked()
+
+
+def refuse_folder_of(kind: str, folder: Path, file: str) -> None:
+    """Raises RunError if the folder holds another command's work, which `file` gives away."""
+    if (folder / file).exists():
+        raise RunError(f"{folder} holds {kind}; choose another folder with --out")
 
 
 def read_recipe_option(recipe: str, overrides: list[str] | None) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,7 +19,7 @@ from weightspace.cli.options import (
     RecipeArgument,
     SetOption,
     WorkersOption,
-    command_line,
+    checked_execution,
     read_recipe_option,
 )
 from weightspace.training.lock import locked
@@ -60,10 +61,9 @@ def sample(
     folder = out if out is not None else Path("runs") / f"{settings.name}-sample"
     from weightspace.chains import run_sampling
     from weightspace.chains.records import delete_sampling
-    from weightspace.compare.engines import EngineChoice
     from weightspace.report import write_report
 
-    choice = EngineChoice(engine, engine_address).checked(accelerator)  # before anything is touched
+    how = checked_execution(workers, accelerator, engine, engine_address)
     if not resume:
         with locked(folder, "sampling"):  # one that is sampling in there keeps its files
             delete_sampling(folder)
@@ -71,11 +71,7 @@ def sample(
         facts = run_sampling(
             settings,
             folder,
-            workers=workers,
-            accelerator=accelerator,
-            engine=choice,
-            command=command_line(),
-            progress=move,
+            replace(how, progress=move),
             checkpoint_every_steps=checkpoint_every,
             tensorboard=tensorboard,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +20,12 @@ from weightspace.cli.options import (
     RecipeArgument,
     SetOption,
     WorkersOption,
-    command_line,
+    checked_execution,
     read_recipe_option,
+    refuse_folder_of,
 )
 from weightspace.cli.run_folder import RUN_FILE
-from weightspace.errors import RecipeError, RunError, nearest
+from weightspace.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
     from weightspace.compare.tolerance import Tolerance
@@ -74,25 +76,15 @@ def tolerance(
     tolerance.png and tolerance.json to DIR (default: runs/NAME-tolerance). The recipe should train briefly: see --set
     train.epochs. After an interruption the same command, without --fresh, goes on where it stopped.
     """
-    from weightspace.compare.engines import EngineChoice
-
     settings = with_sweep(read_recipe_option(recipe, set_), rule, strengths, gates, seeds)
     folder = out if out is not None else Path("runs") / f"{settings.name}-tolerance"
-    choice = EngineChoice(engine, engine_address).checked(accelerator)  # before anything is touched
+    how = checked_execution(workers, accelerator, engine, engine_address)
     _prepare(settings, folder, resume=resume)
     from weightspace.compare.tolerance import run_tolerance
     from weightspace.report.tolerance import write_tolerance
 
     with run_progress() as move:
-        found = run_tolerance(
-            settings,
-            folder,
-            workers=workers,
-            accelerator=accelerator,
-            engine=choice,
-            command=command_line(),
-            progress=move,
-        )
+        found = run_tolerance(settings, folder, replace(how, progress=move))
     page = write_tolerance(found, folder)
     _tell(found)
     print_note(f"page: {page}")
@@ -105,8 +97,7 @@ def _prepare(settings: Recipe, folder: Path, *, resume: bool) -> None:
     from weightspace.training.lock import locked
 
     sweep_of(settings)
-    if (folder / RUN_FILE).exists():
-        raise RunError(f"{folder} holds a single training run; choose another folder with --out")
+    refuse_folder_of("a single training run", folder, RUN_FILE)
     if not resume:
         with locked(folder, "running a comparison"):  # one that is running in there keeps its files
             delete_comparison(folder)

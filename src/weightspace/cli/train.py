@@ -122,9 +122,11 @@ class _Job:
 
     @property
     def is_first(self) -> bool:
+        """Whether this process writes and speaks for all."""
         return self.processes is None or self.processes.is_first
 
     def agreed(self) -> AbstractContextManager[None]:
+        """What fails inside on one process fails on all."""
         return nullcontext() if self.processes is None else self.processes.agreed()
 
     def do(self) -> int:

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+from weightspace.compare.execution import EngineChoice, Execution, Progress
 from weightspace.compare.pool import ComparisonInterrupted
 from weightspace.compare.results import ArmResult, Comparison, read_comparison
-from weightspace.compare.runner import Progress, run_comparison
+from weightspace.compare.runner import run_comparison
 from weightspace.compare.statistics import Estimate, holm, mean_interval, paired_difference
 from weightspace.compare.table import comparison_table, write_tables
 
@@ -16,7 +17,9 @@ __all__ = [
     "ArmResult",
     "Comparison",
     "ComparisonInterrupted",
+    "EngineChoice",
     "Estimate",
+    "Execution",
     "Progress",
     "comparison_table",
     "holm",

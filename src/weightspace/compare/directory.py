@@ -15,7 +15,7 @@ from pathlib import Path
 
 from weightspace.compare.records import COMPARE_FILE
 from weightspace.errors import RunError
-from weightspace.files import delete_leftovers, reason_of
+from weightspace.files import delete_leftovers, reason_of, write_text_atomically
 
 ERRORS_FILE = "errors.txt"
 ARMS_FOLDER = "arms"
@@ -59,6 +59,20 @@ def strangers(run_dir: Path) -> list[str]:
         if not (arms / arm).is_dir():
             found.append(f"{ARMS_FOLDER}/{arm}")
     return found
+
+
+def write_errors(run_dir: Path, text: str) -> str:
+    """Write tracebacks to `errors.txt`.
+
+    Returns:
+        Where they are, as a part of a sentence; empty if they could not be written: what fails on a full disk is then
+        also what failed before, and that is the sentence to show.
+    """
+    try:
+        write_text_atomically(run_dir / ERRORS_FILE, text)
+    except RunError:
+        return ""
+    return f"the traceback is in {run_dir / ERRORS_FILE}, "
 
 
 def has_finished_runs(run_dir: Path, slug: str) -> bool:

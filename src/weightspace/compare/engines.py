@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from weightspace.compare.execution import Execution
 from weightspace.compare.pool import find_devices, worker_count
-from weightspace.errors import RecipeError, nearest
 from weightspace.files import JsonObject
 from weightspace.training.environment import usable_cores
 
 T = TypeVar("T")
-ENGINES = ("local", "ray")
 MOST_LOSSES = 3  # of one run: what kills its worker three times will kill the fourth
 
 
@@ -52,74 +51,28 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class EngineChoice:
-    """The engine that was asked for.
-
-    Attributes:
-        name: One of `ENGINES`.
-        address: Of a cluster that is running; None starts one on this machine. `local` has none.
-    """
-
-    name: str = "local"
-    address: str | None = None
-
-    def checked(self, accelerator: str) -> EngineChoice:
-        """Itself, after refusing what is not there: before anything is touched.
-
-        Args:
-            accelerator: As for `train_run`.
-
-        Raises:
-            RecipeError: An unknown engine, an address that `local` has no use for, or this machine is to do the work
-                and does not have the accelerator.
-            RunError: The engine's package is not installed.
-        """
-        if self.name not in ENGINES:
-            guess = nearest(self.name, ENGINES, "did you mean '{}'?")
-            raise RecipeError(f"there is no engine '{self.name}'; {guess or 'known are ' + ', '.join(ENGINES)}")
-        if self.name == "local":
-            if self.address is not None:
-                raise RecipeError(f"the engine 'local' has no address, got '{self.address}'; say --engine ray with it")
-            find_devices(accelerator)
-            return self
-        from weightspace.compare.engines_ray import check_installed
-
-        check_installed()
-        if self.address is None:
-            find_devices(accelerator)
-        return self
-
-
-LOCAL = EngineChoice()
-
-
 @contextmanager
-def open_engine(
-    choice: EngineChoice, *, workers: int | None, jobs: int, accelerator: str
-) -> Generator[Engine, None, None]:
+def open_engine(how: Execution, *, jobs: int) -> Generator[Engine, None, None]:
     """An engine that is stopped at once when the body raises, and ends in peace otherwise.
 
     Args:
-        choice: Which.
-        workers: Jobs that run at the same time; None: one per GPU, or one per core where there is none.
+        how: Which, how many workers and on what.
         jobs: How many there will be.
-        accelerator: As for `train_run`.
 
     Raises:
         RecipeError: The accelerator is not there.
         RunError: Fewer than one worker is asked for, or the cluster cannot be reached.
     """
-    if choice.name == "ray":
+    if how.engine.name == "ray":
         from weightspace.compare.engines_ray import ray_engine
 
-        with ray_engine(choice.address, workers=workers, jobs=jobs, accelerator=accelerator) as engine:
+        with ray_engine(how.engine.address, workers=how.workers, jobs=jobs, accelerator=how.accelerator) as engine:
             yield engine
         return
     from weightspace.compare.engines_local import local_engine
 
-    devices = find_devices(accelerator)
-    count = worker_count(workers, jobs, devices)
+    devices = find_devices(how.accelerator)
+    count = worker_count(how.workers, jobs, devices)
     with local_engine(count, max(1, usable_cores() // count), devices.cuda) as engine:
         yield engine
 

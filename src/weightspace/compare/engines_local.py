@@ -29,14 +29,17 @@ class _Slot:
 
     @property
     def is_free(self) -> bool:
+        """Whether the last job it got has ended."""
         return self.future is None or self.future.done()
 
     @property
     def processes(self) -> list[BaseProcess]:
+        """The worker, if it has started."""
         # Public only from Python 3.14 on (kill_workers, terminate_workers).
         return list((self._executor._processes or {}).values())  # noqa: SLF001
 
     def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
+        """Have a job done, by a new worker if the last one was lost."""
         try:
             self.future = self._executor.submit(function, *arguments)
         except BrokenProcessPool:
@@ -46,6 +49,7 @@ class _Slot:
         return self.future
 
     def stop(self, *, wait: bool = True) -> None:
+        """Let the worker end after its job."""
         self._executor.shutdown(wait=wait, cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:

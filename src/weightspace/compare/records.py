@@ -16,6 +16,7 @@ from weightspace.files import JsonObject, read_json
 from weightspace.training.recipe import Recipe, run_fingerprint
 
 COMPARE_FILE = "compare.json"
+"""What a comparison's folder says of itself: recipe, data, versions, duration."""
 _ADVICE = "delete it and run `compare` with its recipe again, which keeps the finished runs"
 _DEFAULT_CLASSES = 10  # only until the data have been loaded for the first time
 

@@ -7,17 +7,17 @@ interrupted or the machine loses power, and a run whose worker dies is done agai
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weightspace.compare.directory import ERRORS_FILE, remove_leftovers
-from weightspace.compare.engines import LOCAL, Engine, EngineChoice, Losses, WorkerLost, open_engine
+from weightspace.compare.directory import ERRORS_FILE, remove_leftovers, write_errors
+from weightspace.compare.engines import Engine, Losses, WorkerLost, open_engine
+from weightspace.compare.execution import ON_THIS_MACHINE, Execution
 from weightspace.compare.opening import open_comparison
 from weightspace.compare.plan import Job, make_plan
-from weightspace.compare.pool import refuse_count, signals
+from weightspace.compare.pool import signals
 from weightspace.compare.records import COMPARE_FILE, chance_of, now, read_result
 from weightspace.compare.schedule import Schedule
 from weightspace.compare.table import write_tables
@@ -33,27 +33,21 @@ from weightspace.compare.worker import (
     do_job_elsewhere,
 )
 from weightspace.errors import RunError
-from weightspace.files import JsonObject, write_json_atomically, write_text_atomically
+from weightspace.files import JsonObject, write_json_atomically
 from weightspace.training.environment import versions
 from weightspace.training.lock import locked
 from weightspace.training.loop import train_run
 from weightspace.training.recipe import Recipe
 from weightspace.training.session import load_recipe_data
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what just happened, finished runs, all runs)."""
 LOADING = "loading the data"  # told before anything else, and the one thing told that is no news for a log
 
 
 def run_comparison(
     recipe: Recipe,
     run_dir: Path,
+    how: Execution = ON_THIS_MACHINE,
     *,
-    workers: int | None = None,
-    accelerator: str = "auto",
-    engine: EngineChoice = LOCAL,
-    command: str = "",
-    progress: Progress | None = None,
     train: TrainFunction = train_run,
     load: LoadFunction = load_recipe_data,
 ) -> Path:
@@ -62,13 +56,7 @@ def run_comparison(
     Args:
         recipe: A recipe with a `compare` part.
         run_dir: Folder of the comparison: empty, missing, or one where this recipe was started before.
-        workers: Processes that train at the same time. None: one per GPU, or one per CPU core where there is no GPU.
-            The cores are shared evenly among the workers' threads.
-        accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps": as for `train_run`.
-        engine: Who runs them: processes of this machine, or `EngineChoice("ray", address)`: a Ray cluster, whose
-            address is such as `host:6379` or `auto`; None starts one on this machine. The results are the same.
-        command: The command line, for the report.
-        progress: Called after every finished run with (what happened, finished runs, all runs).
+        how: Who carries out the runs; `progress` hears of every finished one.
         train: Trains one run; must be importable by name, as it goes to other processes.
         load: Gives a recipe's images, likewise.
 
@@ -84,20 +72,18 @@ def run_comparison(
         ComparisonInterrupted: Ctrl-C or SIGTERM; the same command continues.
     """
     total = make_plan(recipe).total  # a recipe without a comparison is refused before anything is touched
-    engine.checked(accelerator)
-    refuse_count(workers)
-    if accelerator != "auto":
-        train = functools.partial(train, accelerator=accelerator)
-    again = "the same command" + (" without --fresh" if "--fresh" in command.split() else "")
-    with locked(run_dir, "running a comparison"), signals(run_dir, again):
+    how.checked()
+    if how.accelerator != "auto":
+        train = functools.partial(train, accelerator=how.accelerator)
+    with locked(run_dir, "running a comparison"), signals(run_dir, how.again):
         remove_leftovers(run_dir)
-        session = {"at": now(), "command": command, "versions": versions(), "accelerator": accelerator}
+        session = {"at": now(), "command": how.command, "versions": versions(), "accelerator": how.accelerator}
         facts = open_comparison(recipe, run_dir, session)
-        comparison = _Running(run_dir, facts, train, load, progress, again)
+        comparison = _Running(run_dir, facts, how, train, load)
         schedule = comparison.schedule()
         if schedule:
-            with open_engine(engine, workers=workers, jobs=total, accelerator=accelerator) as chosen:
-                facts |= {"engine": engine.name, "workers": chosen.count, "threads": chosen.threads}
+            with open_engine(how, jobs=total) as chosen:
+                facts |= {"engine": how.engine.name, "workers": chosen.count, "threads": chosen.threads}
                 write_json_atomically(run_dir / COMPARE_FILE, facts)
                 comparison.run(schedule, chosen)
         if comparison.losses.counts:
@@ -114,10 +100,9 @@ class _Running:
 
     run_dir: Path
     facts: JsonObject
+    how: Execution
     train: TrainFunction
     load: LoadFunction
-    progress: Progress | None
-    again: str
     done: int = 0
     data_checked: bool = False
     failed: list[Outcome] = field(default_factory=list[Outcome])
@@ -201,21 +186,16 @@ class _Running:
         text = "\n".join(
             f"{outcome.job.name} ({outcome.job.directory})\n{outcome.traceback}" for outcome in self.failed
         )
-        where = f"the traceback is in {self.run_dir / ERRORS_FILE}, "
-        try:
-            write_text_atomically(self.run_dir / ERRORS_FILE, text)
-        except RunError:  # a full disk, which is then also what failed: that is the sentence to show
-            where = ""
+        where = write_errors(self.run_dir, text)
         first = self.failed[0]
         more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
         raise RunError(
             f"the run '{first.job.name}' failed{more}: {first.error.rstrip('.')}; {where}"
-            f"finished runs are kept, and {self.again} continues"
+            f"finished runs are kept, and {self.how.again} continues"
         )
 
     def _tell(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress(text, self.done, self.plan.total)
+        self.how.tell(text, self.done, self.plan.total)
 
 
 def _summary(result: JsonObject) -> str:

@@ -30,7 +30,7 @@ class Schedule:
     """
 
     def __init__(self, plan: Plan, run_dir: Path, *, chance: float, tell: Callable[[str], None]) -> None:
-        self.plan, self.run_dir, self.chance, self.tell = plan, run_dir, chance, tell
+        self._plan, self._run_dir, self._chance, self._tell = plan, run_dir, chance, tell
         self.done = 0
         self._ready: list[tuple[tuple[int, ...], int, Job]] = []
         self._arms = {arm.name: arm for arm in plan.arms}
@@ -62,14 +62,14 @@ class Schedule:
 
     def _add(self, jobs: tuple[Job, ...]) -> int:
         """Queue the jobs that have no whole result; their number."""
-        left = [job for job in jobs if read_result(self.run_dir, job) is None]
+        left = [job for job in jobs if read_result(self._run_dir, job) is None]
         self.done += len(jobs) - len(left)
         for job in left:
             heapq.heappush(self._ready, (job.order, len(self._ready), job))
         return len(left)
 
     def _add_final_runs(self, arm: Arm) -> None:
-        choice, _ = tuning_choice(self.run_dir, self.plan, arm, self.chance)
-        left = self._add(final_jobs(self.plan, arm, choice.trial if choice is not None else None))
+        choice, _ = tuning_choice(self._run_dir, self._plan, arm, self._chance)
+        left = self._add(final_jobs(self._plan, arm, choice.trial if choice is not None else None))
         if choice is not None and left:
-            self.tell(f"{arm.name}: tuning chose {settings_text(choice.trial.settings)}")
+            self._tell(f"{arm.name}: tuning chose {settings_text(choice.trial.settings)}")

@@ -25,9 +25,9 @@ from weightspace.compare._sweep import (
     results_in,
     sweep_of,
 )
-from weightspace.compare.engines import LOCAL, EngineChoice
+from weightspace.compare.execution import ON_THIS_MACHINE, Execution
 from weightspace.compare.records import accuracy_of, chance_of, read_facts
-from weightspace.compare.runner import Progress, run_comparison
+from weightspace.compare.runner import run_comparison
 from weightspace.compare.statistics import mean_interval
 from weightspace.compare.worker import LoadFunction, TrainFunction
 from weightspace.errors import RunError
@@ -183,12 +183,8 @@ class Tolerance:
 def run_tolerance(
     recipe: Recipe,
     run_dir: Path,
+    how: Execution = ON_THIS_MACHINE,
     *,
-    workers: int | None = None,
-    accelerator: str = "auto",
-    engine: EngineChoice = LOCAL,
-    command: str = "",
-    progress: Progress | None = None,
     train: TrainFunction = train_run,
     load: LoadFunction = load_recipe_data,
 ) -> Tolerance:
@@ -200,11 +196,7 @@ def run_tolerance(
     Args:
         recipe: A recipe with a `sweep` part; its `compare` part is ignored.
         run_dir: Folder of the sweep: empty, missing, or one where this recipe was started before.
-        workers: Processes that train at the same time; this and the others as for `run_comparison`.
-        accelerator: "auto", "cpu", "cuda" (or "gpu"), "mps".
-        engine: As for `run_comparison`.
-        command: The command line, for the report.
-        progress: Called after every finished run.
+        how: Who carries out the runs; `progress` hears of every finished one.
         train: Trains one run.
         load: Gives a recipe's images.
 
@@ -215,17 +207,7 @@ def run_tolerance(
     """
     steps = _steps(recipe, load)
     own = own_arms(sweep_of(recipe), steps=steps)
-    train_all = functools.partial(
-        run_comparison,
-        run_dir=run_dir,
-        workers=workers,
-        accelerator=accelerator,
-        engine=engine,
-        command=command,
-        progress=progress,
-        train=train,
-        load=load,
-    )
+    train_all = functools.partial(run_comparison, run_dir=run_dir, how=how, train=train, load=load)
     plan, results = results_in(run_dir)
     begun = like_arms(recipe, own, results)
     begun += kept_arms(recipe, plan, begun)

@@ -9,21 +9,18 @@ from torch.optim import Optimizer
 
 from weightspace.errors import CompressError
 from weightspace.kernels import ParameterInfo
+from weightspace.optim._checks import unwrap_optimizer
 
 
 def stepping(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose step does the work, inside wrappers (Lightning Fabric's) that share its parameter groups.
+    """The optimizer whose step does the work, inside wrappers.
 
     Raises:
         CompressError: It is none.
     """
     if not isinstance(optimizer, Optimizer):
         raise CompressError(f"attach() needs a torch.optim.Optimizer; got a {type(optimizer).__name__}.")
-    for name in ("optimizer", "optim"):
-        inner = getattr(optimizer, name, None)
-        if isinstance(inner, Optimizer) and inner.param_groups is optimizer.param_groups:
-            return stepping(inner)
-    return optimizer
+    return unwrap_optimizer(optimizer)
 
 
 def check_optimizer(optimizer: Optimizer, infos: Sequence[ParameterInfo]) -> None:

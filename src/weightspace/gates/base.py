@@ -16,10 +16,12 @@ import torch
 from weightspace.kernels.options import choice
 
 Scope = Literal["layer", "global"]
+"""Whether each weight is decided alone ("layer") or all together on their summed inner products ("global")."""
 SCOPES: tuple[Scope, ...] = ("layer", "global")
-# What the loss gradient g is compared with: nothing, g plus the penalty's gradient, an average of earlier gradients,
-# the gradient before, the gradient of the same batch where the penalty alone would have moved the weights.
+"""All values of `Scope`."""
 LooksAt = Literal["nothing", "total", "history", "previous", "lookahead"]
+"""What the loss gradient g is compared with: nothing, g plus the penalty's gradient, an average of earlier gradients,
+the gradient before, the gradient of the same batch where the penalty alone would have moved the weights."""
 
 
 @dataclass(frozen=True)

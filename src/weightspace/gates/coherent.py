@@ -25,6 +25,7 @@ from weightspace.gates.base import ComparingGate, LooksAt, Products
 from weightspace.kernels.options import choice
 
 Against = Literal["total", "history", "previous", "lookahead"]
+"""What `Coherent` compares the loss gradient with; see `LooksAt`."""
 _THRESHOLDS: dict[Against, float] = {"total": 0.5, "history": 0.2, "previous": 0.0, "lookahead": 0.5}
 
 

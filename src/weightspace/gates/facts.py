@@ -5,37 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from weightspace.gates.base import Gate
 from weightspace.gates.coherent import Coherent
 from weightspace.gates.schedules import Always, Delayed, RandomGate
+from weightspace.kernels.facts import Facts
 
 
 @dataclass(frozen=True)
-class GateEntry:
-    """Facts about one gate.
-
-    Attributes:
-        factory: The gate's class.
-        summary: One line for tables.
-        source: Paper, or "derived".
-        page: Documentation page, relative to docs/.
-        choose: When to take it.
-        variants: Settings that the contract tests run, by label.
-    """
-
-    factory: type[Gate]
-    summary: str
-    source: str
-    page: str
-    choose: str
-    variants: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """The name in recipes and tables."""
-        return self.factory.__name__
+class GateEntry(Facts[Gate]):
+    """Facts about one gate."""
 
 
 _GATES = (
@@ -80,3 +59,4 @@ _GATES = (
 )
 
 GATES: Mapping[str, GateEntry] = MappingProxyType({entry.name: entry for entry in _GATES})
+"""Every gate by name: what `make_gate`, recipes and the table on docs/gates.md know of it."""

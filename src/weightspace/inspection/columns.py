@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weightspace.inspection.report import LayerReport, Measured
-from weightspace.inspection.selection import quantiles_of
 from weightspace.inspection.tables import extreme_cells
 
 
@@ -53,7 +52,7 @@ def _seen(read: Callable[[Measured], float | None]) -> Callable[[LayerReport], s
 
 def _quantile(index: int) -> Callable[[LayerReport], str | None]:
     def cell(layer: LayerReport) -> str | None:
-        values = quantiles_of(layer)
+        values = layer.spectrum.quantiles()
         return None if values is None else written(values[index])
 
     return cell

@@ -25,7 +25,9 @@ from weightspace.operators.moments import stacked_second_moments
 from weightspace.precision import full_precision
 
 Detail = Literal["moments", "extremes", "spectra", "exact"]
+"""How closely a layer's singular values are looked at; see `weightspace.inspect`."""
 DETAILS: tuple[Detail, ...] = ("moments", "extremes", "spectra", "exact")
+"""All values of `Detail`."""
 
 SMALL = 1024 * 1024  # entries of a matrix whose singular values take less than a second
 DEAD_MODE = 1e-3  # share of sigma_max below which a singular value counts as dead
@@ -128,12 +130,18 @@ class LayerSpectrum:
         room = self.values[: self.rank_bound]
         return float((room <= DEAD_MODE * room[0]).double().mean())
 
+    def room(self) -> torch.Tensor:
+        """The finite singular values that the geometry leaves room for, descending; empty where they are not known."""
+        if self.values is None:
+            return torch.zeros(0, dtype=torch.float64)
+        # Descending: those beyond the rank are zero whatever the weight is.
+        values = self.values.detach()[: self.rank_bound].to("cpu", torch.float64)
+        return values[values.isfinite()]
+
     def quantiles(self) -> tuple[float, ...] | None:
-        """The quantiles `QUANTILES` of the singular values that the geometry leaves room for."""
-        if self.values is None or not self.rank_bound or not len(self.values):
-            return None
-        room = self.values[: self.rank_bound].flip(0)
-        return tuple(float(room[round(q * (len(room) - 1))]) for q in QUANTILES)
+        """The quantiles `QUANTILES` of `room`."""
+        values = self.room().flip(0)
+        return tuple(values[round(q * (len(values) - 1))].item() for q in QUANTILES) if len(values) else None
 
 
 def layer_spectrum(operator: ConvOperator, detail: Detail) -> LayerSpectrum:

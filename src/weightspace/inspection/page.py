@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from weightspace.figures import STYLE
+from weightspace.figures import STYLE, page_text
 from weightspace.inspection import plots
 from weightspace.inspection.advice import Alert
 from weightspace.inspection.columns import COLUMNS, Column, name_of, written
 from weightspace.inspection.report import Inspection, LayerReport
-from weightspace.inspection.selection import alerted, quantiles_of, with_map, with_values
+from weightspace.inspection.selection import alerted, with_map, with_values
 
-_TEMPLATE = "page.html.j2"
+_TEMPLATE = Path(__file__).parent / "page.html.j2"
 _NOTHING = "–"
 _MOST_ALERTS = 12  # in sight; the others unfold
 _MOST_NAMES = 8
@@ -51,17 +50,11 @@ def render(report: Inspection) -> str:
 
     Cost: seconds for the pictures; some 0.1 MB each, more where there are many layers.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     columns = [c for c in COLUMNS if any(c.cell(layer) is not None for layer in report.layers)]
     absent = [f"{c.group}: {c.title}" for c in COLUMNS if c not in columns]
     names = alerted(report)
-    return environment.get_template(_TEMPLATE).render(
+    return page_text(
+        _TEMPLATE,
         report=report,
         about=_about(report),
         jacobian=_jacobian(report),
@@ -209,7 +202,7 @@ def _with_norm(report: Inspection) -> str:
 
 
 def _underflow(report: Inspection) -> str:
-    quantiles = [values for layer in report.layers if (values := quantiles_of(layer)) is not None]
+    quantiles = [values for layer in report.layers if (values := layer.spectrum.quantiles()) is not None]
     if all(values[0] >= plots.UNDERFLOW * values[-1] for values in quantiles):
         return ""
     return " Red arrow: the smallest values are below a millionth of the largest."

@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from weightspace.figures import MUTED, WIDTH, color_of, new_figure, shortened
 from weightspace.inspection.layers import DEAD_MODE
 from weightspace.inspection.report import Inspection, LayerReport
-from weightspace.inspection.selection import alerted, map_of, quantiles_of, values_of, with_map, with_values
+from weightspace.inspection.selection import alerted, map_of, with_map, with_values
 
 UNDERFLOW = 1e-6  # of a layer's largest: smaller singular values are rounding errors in float32
 _BLUE, _ORANGE, _GREEN = (color_of(index, baseline=False) for index in range(3))
@@ -109,7 +109,7 @@ def gain_figure(report: Inspection) -> Figure | None:
 
 def strip_figure(report: Inspection) -> Figure | None:
     """Quantiles of the singular values of every layer with the certified interval of the largest."""
-    layers = [layer for layer in report.layers if layer.spectrum.extremes is not None or len(values_of(layer))]
+    layers = [layer for layer in report.layers if layer.spectrum.extremes is not None or len(layer.spectrum.room())]
     if not layers:
         return None
     figure = new_figure(1.0 + _row_height(len(layers)) * len(layers))
@@ -122,7 +122,7 @@ def strip_figure(report: Inspection) -> Figure | None:
     _log_axis(axes, "x", reach, least=1.0)
     for row, layer in enumerate(layers):
         extremes = layer.spectrum.extremes
-        top = extremes.sigma_max if extremes is not None else max(quantiles_of(layer) or (math.nan,))
+        top = extremes.sigma_max if extremes is not None else max(layer.spectrum.quantiles() or (math.nan,))
         _write_beyond(axes, top, (0.01, row), axes.get_yaxis_transform(), va="center", ha="left")
     kinds = {layer.spectrum.is_true_padding for layer in layers if layer.spectrum.values is not None}
     handles = [
@@ -144,7 +144,7 @@ def histogram_figure(report: Inspection) -> Figure | None:
     layers = with_values(report)[0]
     if not layers:
         return None
-    spans = [_span(values_of(layer).numpy()) for layer in layers]
+    spans = [_span(layer.spectrum.room().numpy()) for layer in layers]
     shared = min(low for low, _ in spans), max(high for _, high in spans)
     figure, panels = _small_multiples(len(layers), columns=4, height=1.3, legend=0.45)
     for axes, layer, own in zip(panels, layers, spans, strict=True):
@@ -191,7 +191,7 @@ def _strip_row(axes: Axes, row: int, layer: LayerReport) -> list[float]:
     """Draws one layer; gives the logarithms that the axis must hold."""
     spectrum, extremes = layer.spectrum, layer.spectrum.extremes
     reach: list[float] = []
-    quantiles = quantiles_of(layer)
+    quantiles = layer.spectrum.quantiles()
     if quantiles is not None and quantiles[-1] > 0:
         floor = UNDERFLOW * quantiles[-1]
         logs = [math.log10(max(value, floor)) for value in quantiles]
@@ -221,7 +221,7 @@ def _span(values: Array) -> tuple[float, float]:
 
 
 def _histogram(axes: Axes, layer: LayerReport, span: tuple[float, float]) -> None:
-    values, (low, high) = values_of(layer).numpy(), span
+    values, (low, high) = layer.spectrum.room().numpy(), span
     floor = max(UNDERFLOW * float(values[0]), 10.0**low)
     inside = values[values >= floor]
     lost = 1.0 - inside.size / values.size
@@ -260,7 +260,7 @@ def _frequency_key(axes: Axes) -> None:
 
 def _panel_title(layer: LayerReport, limit: int) -> str:
     kind = "" if layer.spectrum.is_true_padding else ", circular"
-    return f"{shortened(layer.name or '(model)', limit)}\n{len(values_of(layer)):,} values{kind}"
+    return f"{shortened(layer.name or '(model)', limit)}\n{len(layer.spectrum.room()):,} values{kind}"
 
 
 def _small_multiples(

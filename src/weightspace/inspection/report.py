@@ -196,6 +196,8 @@ class Inspection:
         """
         try:
             from weightspace.inspection.page import render
+
+            text = render(self)
         except ImportError as error:
             from weightspace.errors import InspectionError
 
@@ -203,7 +205,7 @@ class Inspection:
                 f"The HTML report needs {error.name}, which is not installed; pip install matplotlib jinja2, or use "
                 "to_json() or print(report)."
             ) from error
-        write_text_atomically(Path(path), render(self))
+        write_text_atomically(Path(path), text)
         return Path(path)
 
     def scalars(self) -> dict[str, float]:

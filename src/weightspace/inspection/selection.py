@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from weightspace.inspection.layers import QUANTILES
 from weightspace.inspection.report import Inspection, LayerReport
 
 MOST_PANELS = 24
@@ -22,28 +21,12 @@ def alerted(report: Inspection) -> frozenset[str]:
 
 def with_values(report: Inspection) -> Selection:
     """Layers with a singular value above zero: those that get a histogram, and the rest."""
-    return _selected(report, lambda layer: len(values_of(layer)) > 0 and bool(values_of(layer)[0] > 0))
+    return _selected(report, lambda layer: bool((layer.spectrum.room() > 0).any()))
 
 
 def with_map(report: Inspection) -> Selection:
     """Layers that do not treat all frequencies alike, as 1x1 kernels do: those that get a picture, and the rest."""
     return _selected(report, _has_pattern)
-
-
-def values_of(layer: LayerReport) -> torch.Tensor:
-    """The finite singular values that the geometry leaves room for, descending; empty where they are not known."""
-    values = layer.spectrum.values
-    if values is None:
-        return torch.zeros(0, dtype=torch.float64)
-    # Descending: those beyond the rank are zero whatever the weight is.
-    values = values.detach()[: layer.spectrum.rank_bound].to("cpu", torch.float64)
-    return values[values.isfinite()]
-
-
-def quantiles_of(layer: LayerReport) -> tuple[float, ...] | None:
-    """The quantiles `QUANTILES` of `values_of`."""
-    values = values_of(layer).flip(0)
-    return tuple(values[round(q * (len(values) - 1))].item() for q in QUANTILES) if len(values) else None
 
 
 def map_of(layer: LayerReport) -> torch.Tensor:

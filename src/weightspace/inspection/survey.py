@@ -37,30 +37,34 @@ class Survey:
         ratios: Mapping[str, float],
         progress: Progress | None,
     ) -> None:
-        self.model, self.seen, self.progress = model, seen, progress
-        self.detail: Detail = detail
-        self.frozen, self.ratios = frozen, ratios
-        self.known: dict[Any, LayerSpectrum] = {}
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        self._model, self._seen, self._progress = model, seen, progress
+        self._detail: Detail = detail
+        self._frozen, self._ratios = frozen, ratios
+        self._known: dict[Any, LayerSpectrum] = {}
+        self._names = {id(p): name for name, p in model.named_parameters()}
         calls = [call for call in seen.calls if call.operator is not None]
         distinct = list({(id(c.module), c.operator.geometry): c for c in reversed(calls) if c.operator}.values())[::-1]
         uncalled = list(self._uncalled())
-        self.count = len(distinct) + len(uncalled)
-        self.refused = {c.module: (c.name, c.problem) for c in seen.calls if c.operator is None}
-        self.shown = {c.module for c in distinct} | {module for _, module, _ in uncalled} | set(self.refused)
+        self._count = len(distinct) + len(uncalled)
+        self.refused: dict[nn.Module, tuple[str, str]] = {
+            c.module: (c.name, c.problem) for c in seen.calls if c.operator is None
+        }
+        self.shown: set[nn.Module] = (
+            {c.module for c in distinct} | {module for _, module, _ in uncalled} | set(self.refused)
+        )
         spectra = {id(c.operator): self._spectrum(c.name, c.operator) for c in distinct if c.operator is not None}
         s2 = [spectra[id(c.operator)].s2 if id(c.operator) in spectra else None for c in seen.calls]
         foreseen = dict(zip(map(id, seen.calls), expectations(seen, _finite(s2)), strict=True))
-        self.layers = tuple(
+        self.layers: tuple[LayerReport, ...] = tuple(
             [self._called(c, spectra[id(c.operator)], foreseen[id(c)]) for c in distinct]
             + [self._not_called(name, module, operator) for name, module, operator in uncalled]
         )
 
     def _uncalled(self) -> list[tuple[str, nn.Module, ConvOperator]]:
         """Linear layers that the forward pass did not call (attention applies the weights of some itself)."""
-        called = {call.module for call in self.seen.calls}
+        called = {call.module for call in self._seen.calls}
         found: list[tuple[str, nn.Module, ConvOperator]] = []
-        for name, module in self.model.named_modules():
+        for name, module in self._model.named_modules():
             if isinstance(module, nn.Linear) and module not in called:
                 try:
                     found.append((name, module, operator_of(module)))
@@ -72,11 +76,11 @@ class Survey:
         """The spectrum of an operator; one of a shared weight is computed once."""
         weight = operator.weight
         key = (weight.data_ptr(), tuple(weight.shape), weight.stride(), operator.geometry, operator.is_transposed)
-        if self.progress is not None:
-            self.progress(name, len(self.known), self.count)
-        if key not in self.known:
-            self.known[key] = layer_spectrum(operator.with_weight(weight.detach()), self.detail)
-        return self.known[key]
+        if self._progress is not None:
+            self._progress(name, len(self._known), self._count)
+        if key not in self._known:
+            self._known[key] = layer_spectrum(operator.with_weight(weight.detach()), self._detail)
+        return self._known[key]
 
     def _called(self, call: Call, spectrum: LayerSpectrum, foreseen: Expectation) -> LayerReport:
         folded: tuple[float | None, float | None] = (None, None)
@@ -128,7 +132,7 @@ class Survey:
         rows, columns = spectrum.shape
         sides = math.sqrt(rows / columns)
         name = self._weight_name(call.module)
-        gradient = self.seen.gradients.get(name)
+        gradient = self._seen.gradients.get(name)
         back = None
         if call.gradient_rms and call.returned_rms is not None:
             back = call.returned_rms / call.gradient_rms / sides
@@ -143,11 +147,11 @@ class Survey:
             dead_inputs=call.dead_inputs,
             images=call.images,
             weight_gradient_rms=None if gradient is None else rms(gradient),
-            update_ratio=self.ratios.get(name),
+            update_ratio=self._ratios.get(name),
         )
 
     def _weight_name(self, module: nn.Module) -> str:
-        return self.names.get(id(module._parameters.get("weight")), "")  # noqa: SLF001  # the table: no parametrization runs
+        return self._names.get(id(module._parameters.get("weight")), "")  # noqa: SLF001  # the table: no parametrization runs
 
     def _notes(self, module: nn.Module, *, is_called: bool) -> tuple[str, ...]:
         """Frozen, parametrized, shared, called often or not at all."""
@@ -156,7 +160,7 @@ class Survey:
         own = [
             p for name, p in module.named_parameters() if name == "weight" or name.startswith("parametrizations.weight")
         ]
-        if own and all(id(p) in self.frozen for p in own):
+        if own and all(id(p) in self._frozen for p in own):
             notes.append("frozen")
         if nn.utils.parametrize.is_parametrized(module, "weight"):
             kinds = [type(p).__name__.lstrip("_") for p in layer.parametrizations.weight]
@@ -166,7 +170,7 @@ class Survey:
         sharing = self._sharing(module)
         if sharing:
             notes.append(f"shares its weight with {', '.join(sharing)}")
-        times = sum(call.module is module for call in self.seen.calls)
+        times = sum(call.module is module for call in self._seen.calls)
         if times > 1:
             notes.append(f"called {times} times, figures of the first at each size")
         if not is_called:
@@ -177,7 +181,7 @@ class Survey:
         weight = module._parameters.get("weight")  # noqa: SLF001
         if weight is None:
             return []
-        return [n for n, m in self.model.named_modules() if m is not module and m._parameters.get("weight") is weight]  # noqa: SLF001
+        return [n for n, m in self._model.named_modules() if m is not module and m._parameters.get("weight") is weight]  # noqa: SLF001
 
 
 def _rank_note(spectrum: LayerSpectrum) -> tuple[str, ...]:

@@ -28,7 +28,9 @@ import torch
 from weightspace.errors import SelectionError
 
 Grouping = Literal["slice", "filter", "matrix", "kernel", "input", "output", "both", "entry"]
+"""Which numbers of a weight form one point of a manifold; docs/manifolds/index.md draws each."""
 GROUPINGS: tuple[Grouping, ...] = ("slice", "filter", "matrix", "kernel", "input", "output", "both", "entry")
+"""All values of `Grouping`."""
 SLICES = frozenset({"slice", "input", "output", "both"})
 # Leading dimensions (groups, out, in) that one step size spans.
 _PRODUCTS: dict[str, tuple[int, ...]] = {"input": (2,), "output": (1,), "both": (0, 1, 2)}

@@ -129,15 +129,24 @@ def _word_again(text: str) -> Selection:
     return WORDS[text]
 
 
-convs = _word("convs", lambda i: i.is_kernel)
-linears = _word("linears", lambda i: i.kind == "linear" and i.role == "weight")
-dense_convs = _word("dense_convs", lambda i: i.is_kernel and i.groups == 1)
-grouped_convs = _word("grouped_convs", lambda i: i.is_kernel and i.groups > 1)
-norms = _word("norms", lambda i: i.kind == "norm")
-biases = _word("biases", lambda i: i.role == "bias")
-embeddings = _word("embeddings", lambda i: i.kind == "embedding")
-head = _word("head", lambda i: i.is_head)
-everything = _word("everything", lambda _: True)
+convs: Selection = _word("convs", lambda i: i.is_kernel)
+"""Weights of convolutions, transposed and grouped ones included."""
+linears: Selection = _word("linears", lambda i: i.kind == "linear" and i.role == "weight")
+"""Weights of `nn.Linear`."""
+dense_convs: Selection = _word("dense_convs", lambda i: i.is_kernel and i.groups == 1)
+"""Weights of convolutions in one group."""
+grouped_convs: Selection = _word("grouped_convs", lambda i: i.is_kernel and i.groups > 1)
+"""Weights of convolutions in two groups or more, depthwise ones included."""
+norms: Selection = _word("norms", lambda i: i.kind == "norm")
+"""Weights and biases of normalization layers."""
+biases: Selection = _word("biases", lambda i: i.role == "bias")
+"""Biases of all layers."""
+embeddings: Selection = _word("embeddings", lambda i: i.kind == "embedding")
+"""Tables of `nn.Embedding`."""
+head: Selection = _word("head", lambda i: i.is_head)
+"""The weight of the last convolution or linear layer in registration order."""
+everything: Selection = _word("everything", lambda _: True)
+"""Every parameter."""
 
 WORDS: dict[str, Selection] = {
     s.text: s for s in (convs, linears, dense_convs, grouped_convs, norms, biases, embeddings, head, everything)

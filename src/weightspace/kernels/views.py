@@ -29,7 +29,9 @@ from weightspace.errors import SelectionError
 from weightspace.kernels.parameters import ParameterInfo, is_dense_layout
 
 ViewName = Literal["out", "in", "spatial", "filter", "kernel", "slice", "matrix"]
+"""How `view_of` looks at a weight; its table says what each view's dimensions are."""
 VIEWS: tuple[ViewName, ...] = ("out", "in", "spatial", "filter", "kernel", "slice", "matrix")
+"""All values of `ViewName`."""
 
 
 @dataclass(frozen=True)

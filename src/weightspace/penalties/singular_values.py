@@ -347,10 +347,10 @@ def _outer(operator: ConvOperator, u: torch.Tensor, v: torch.Tensor) -> torch.Te
     return gradient
 
 
-# Every spectral function phi, by the name of its penalty.
 SPECTRAL_TERMS: Mapping[str, type[SpectralPenalty]] = MappingProxyType(
     {
         term.__name__: term
         for term in (GramSpectralNorm, LargestSingularValue, SmallestSingularValue, SingularValueBand, ConditionNumber)
     }
 )
+"""The penalties that need singular vectors, by name; `GramFrobenius` needs none."""

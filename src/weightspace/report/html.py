@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -17,7 +16,7 @@ from weightspace.compare.results import COMPARE_FILE, Comparison, read_compariso
 from weightspace.compare.table import table_columns, table_row
 from weightspace.compare.verdict import verdict, warnings
 from weightspace.errors import RunError
-from weightspace.figures import STYLE, save_figure
+from weightspace.figures import STYLE, page_text, save_figure
 from weightspace.files import JsonObject, read_json, reason_of, write_text_atomically
 from weightspace.report.chains import chains_page, is_sampling
 from weightspace.report.collect import METRICS_FILE, LayerTable, arm_curves, arm_layers, read_curve, read_layers
@@ -30,7 +29,7 @@ from weightspace.training.logs import RUN_FILE
 
 REPORT_FILE = "report.html"
 PLOTS_FOLDER = "plots"
-_TEMPLATE = "page.html.j2"
+_TEMPLATE = Path(__file__).parent / "page.html.j2"
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,7 @@ def write_report(run_dir: Path) -> Path:
     """
     with reading_damage(run_dir):
         page = _page_of(run_dir)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text_atomically(run_dir / REPORT_FILE, environment.get_template(_TEMPLATE).render(page=page))
+    write_text_atomically(run_dir / REPORT_FILE, page_text(_TEMPLATE, page=page))
     return run_dir / REPORT_FILE
 
 

@@ -106,3 +106,4 @@ class Together:
 
 
 ALONE = Together()
+"""A process that has nobody to agree with: every decision is its own."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-RUN_FILE = "run.json"  # recipe, seed, versions: what the command line knows of a run
+RUN_FILE = "run.json"
+"""Recipe, seed, versions: what the command line knows of a run."""
 TENSORBOARD_FOLDER = "tensorboard"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -29,6 +29,7 @@ Positive = Annotated[Number, Field(gt=0)]
 Bound = Annotated[Annotated[int, Field(strict=True)] | Number, Field(gt=0)]  # a range between whole numbers stays one
 Flag = Annotated[bool, Field(strict=True)]
 RuleEntry = dict[str, Any]
+"""One entry of `rules:` as it is written: the rule's name under `rule`, and its options."""
 _MOST_SETTINGS = 10_000
 
 
@@ -45,7 +46,7 @@ Ranges = Annotated[dict[str, tuple[Bound, Bound]], AfterValidator(_ordered)]  # 
 class Settings(BaseModel):
     """Base of all parts of a recipe: unknown keys are refused, nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(Settings):

@@ -56,7 +56,7 @@ class TrainingLoop:
         progress: ProgressCallback | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self.watch = watch if watch is not None and watch.is_needed else None
+        self.watch: Watch | None = watch if watch is not None and watch.is_needed else None
         self.session = session
         self.run_dir = run_dir
         self.fingerprint = fingerprint

@@ -88,7 +88,7 @@ class Batches:
                 f"batches are dropped: choose a batch size of at most {len(images):,}."
             )
         self.batch_size = batch_size
-        self.augment = tuple(augment)
+        self.augment: tuple[str, ...] = tuple(augment)
         self.seed = seed
         self.device = torch.device(device)
         self.shuffle = shuffle

@@ -62,7 +62,7 @@ class TextBatches:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self._share = (0, 1)
-        self.windows = window_count(len(tokens), context, shuffle=shuffle)
+        self.windows: int = window_count(len(tokens), context, shuffle=shuffle)
         self._rest = 0 if drop_last or shuffle else len(tokens) - 1 - self.windows * context
         if len(self) == 0:
             raise DataError(

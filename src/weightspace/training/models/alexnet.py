@@ -57,15 +57,15 @@ class AlexNet(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.in_channels = positive_int("alexnet", "in_channels", in_channels)
-        self.image_size = positive_int("alexnet", "image_size", image_size)
+        self.in_channels: int = positive_int("alexnet", "in_channels", in_channels)
+        self.image_size: int = positive_int("alexnet", "image_size", image_size)
         convolutions = positive_ints("alexnet", "widths", widths)
         if len(convolutions) != len(_KERNELS):
             raise RecipeError(
                 f'Model "alexnet" needs five widths, one for each convolution, not {len(convolutions)}; '
                 'for other depths use "vgg" or "plain".',
             )
-        self.features = _features(in_channels, convolutions)
+        self.features: nn.Sequential = _features(in_channels, convolutions)
         probability("alexnet", "dropout", dropout)
         first, second = _hidden(hidden)
         head = nn.Linear(second, positive_int("alexnet", "num_classes", num_classes))

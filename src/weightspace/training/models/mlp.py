@@ -44,8 +44,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         choice("mlp", "init", init, ("he", "torch"))
-        self.in_channels = positive_int("mlp", "in_channels", in_channels)
-        self.image_size = positive_int("mlp", "image_size", image_size)
+        self.in_channels: int = positive_int("mlp", "in_channels", in_channels)
+        self.image_size: int = positive_int("mlp", "image_size", image_size)
         width = in_channels * image_size * image_size
         layers: list[nn.Module] = []
         for units in positive_ints("mlp", "hidden", hidden, empty=True):

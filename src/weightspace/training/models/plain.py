@@ -62,12 +62,12 @@ class Plain(nn.Module):
         init: Literal["torch", "he"] = "torch",
     ) -> None:
         super().__init__()
-        self.in_channels = positive_int("plain", "in_channels", in_channels)
-        self.image_size = positive_int("plain", "image_size", image_size)
+        self.in_channels: int = positive_int("plain", "in_channels", in_channels)
+        self.image_size: int = positive_int("plain", "image_size", image_size)
         choice("plain", "init", init, ("torch", "he"))
         count_of_layers("plain", "depth", depth)
         positive_int("plain", "width", width)
-        self.minimum_size = _smallest_image(strided, depth)
+        self.minimum_size: int = _smallest_image(strided, depth)
         if image_size < self.minimum_size:
             raise RecipeError(
                 f'Model "plain" was asked for {strided} strided convolutions on {image_size} x {image_size} images, '

@@ -101,10 +101,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, style: BlockStyle) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, channels, kernel_size=3, stride=stride)
-        self.bn1 = style.after(self.conv1, moment=2.0)  # of which ReLU leaves one
-        self.conv2 = _conv(channels, channels, kernel_size=3, stride=1)
-        self.bn2 = style.after(self.conv2, moment=style.residual**2)
+        self.conv1: nn.Conv2d = _conv(in_channels, channels, kernel_size=3, stride=stride)
+        self.bn1: nn.Module = style.after(self.conv1, moment=2.0)  # of which ReLU leaves one
+        self.conv2: nn.Conv2d = _conv(channels, channels, kernel_size=3, stride=1)
+        self.bn2: nn.Module = style.after(self.conv2, moment=style.residual**2)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
             if style.shortcut == "projection":
@@ -168,8 +168,8 @@ class ResNet(nn.Module):
         choice(name, "stem", stem, ("cifar", "imagenet"))
         flag(name, "zero_init_residual", zero_init_residual)
         self.name = name
-        self.in_channels = positive_int(name, "in_channels", in_channels)
-        self.image_size = positive_int(name, "image_size", image_size)
+        self.in_channels: int = positive_int(name, "in_channels", in_channels)
+        self.image_size: int = positive_int(name, "image_size", image_size)
         positive_int(name, "width", width)
         stages = positive_ints(name, "blocks", blocks)
         count_of_layers(name, "blocks", sum(stages))
@@ -182,15 +182,21 @@ class ResNet(nn.Module):
         _check_size(name, image_size, stages=len(stages), stem=stem, stem_stride=stem_stride)
         style = _style(name, shortcut, norm, unit, blocks=sum(stages))
         imagenet = stem == "imagenet"
-        self.conv1 = _conv(in_channels, width, kernel_size=7 if imagenet else 3, stride=2 if imagenet else stem_stride)
-        self.bn1 = style.after(self.conv1, moment=2.0)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if imagenet else nn.Identity()
+        self.conv1: nn.Conv2d = _conv(
+            in_channels, width, kernel_size=7 if imagenet else 3, stride=2 if imagenet else stem_stride
+        )
+        self.bn1: nn.Module = style.after(self.conv1, moment=2.0)
+        self.maxpool: nn.MaxPool2d | nn.Identity = (
+            nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if imagenet else nn.Identity()
+        )
         first, second, third, *fourth = stages
-        self.layer1 = _stage(width, width, first, stride=1, style=style)
-        self.layer2 = _stage(width, 2 * width, second, stride=2, style=style)
-        self.layer3 = _stage(2 * width, 4 * width, third, stride=2, style=style)
+        self.layer1: nn.Sequential = _stage(width, width, first, stride=1, style=style)
+        self.layer2: nn.Sequential = _stage(width, 2 * width, second, stride=2, style=style)
+        self.layer3: nn.Sequential = _stage(2 * width, 4 * width, third, stride=2, style=style)
         # The CIFAR networks end after three stages.
-        self.layer4 = _stage(4 * width, 8 * width, fourth[0], stride=2, style=style) if fourth else nn.Identity()
+        self.layer4: nn.Sequential | nn.Identity = (
+            _stage(4 * width, 8 * width, fourth[0], stride=2, style=style) if fourth else nn.Identity()
+        )
         channels = width * 2 ** (len(stages) - 1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, positive_int(name, "num_classes", num_classes))

@@ -68,8 +68,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         size = positive_int(_NAME, "vocabulary", vocabulary)
-        self.context = positive_int(_NAME, "context", context)
-        self.width = positive_int(_NAME, "width", width)
+        self.context: int = positive_int(_NAME, "context", context)
+        self.width: int = positive_int(_NAME, "width", width)
         choice(_NAME, "positions", positions, _POSITIONS)
         flag(_NAME, "tie_weights", tie_weights)
         _check_heads(self.width, positive_int(_NAME, "heads", heads), rotary=positions == "rotary")
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         hidden = self.width * positive_int(_NAME, "expansion", expansion)
         count = count_of_layers(_NAME, "layers", layers)
         self.embedding = nn.Embedding(size, self.width)
-        self.positions = nn.Embedding(self.context, self.width) if positions == "learned" else None
+        self.positions: nn.Embedding | None = nn.Embedding(self.context, self.width) if positions == "learned" else None
         self.dropout = nn.Dropout(rate)
         self.blocks = nn.ModuleList(Block(self.width, hidden, heads, rate) for _ in range(count))
         self.norm = nn.LayerNorm(self.width)

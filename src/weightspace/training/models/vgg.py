@@ -65,15 +65,19 @@ class VGG(nn.Module):
         pooling: Literal["average", "flatten"] = "average",
     ) -> None:
         super().__init__()
-        self.in_channels = positive_int("vgg", "in_channels", in_channels)
-        self.image_size = positive_int("vgg", "image_size", image_size)
+        self.in_channels: int = positive_int("vgg", "in_channels", in_channels)
+        self.image_size: int = positive_int("vgg", "image_size", image_size)
         choice("vgg", "pooling", pooling, ("average", "flatten"))
         stages = positive_ints("vgg", "widths", widths)
         _check_stages(len(stages), image_size)
-        self.features = _features(in_channels, stages, count_of_layers("vgg", "convs_per_stage", convs_per_stage))
+        self.features: nn.Sequential = _features(
+            in_channels, stages, count_of_layers("vgg", "convs_per_stage", convs_per_stage)
+        )
         self.pooling = pooling
-        self.minimum_size = 2 ** (len(stages) - 1)
-        self.pool = nn.AdaptiveAvgPool2d(1) if pooling == "average" else nn.Identity()
+        self.minimum_size: int = 2 ** (len(stages) - 1)
+        self.pool: nn.AdaptiveAvgPool2d | nn.Identity = (
+            nn.AdaptiveAvgPool2d(1) if pooling == "average" else nn.Identity()
+        )
         side = 1 if pooling == "average" else image_size // self.minimum_size
         self.classifier, head = _classifier(
             stages[-1] * side * side,
