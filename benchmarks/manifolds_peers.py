@@ -59,7 +59,7 @@ def _untall(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return (value if value.shape == matrix.shape else value.mT).reshape(like.shape)
 
 
-def _optimized(
+def optimized(
     name: str,
     kernels: Kernels,
     layout: Layout,
@@ -105,7 +105,7 @@ def geoopt_spheres(kernels: Kernels) -> list[Contestant]:
         return []
     wrap = partial(geoopt.ManifoldParameter, manifold=geoopt.Sphere())
     make = partial(_geoopt_sgd, geoopt)
-    return [_optimized("geoopt `Sphere`", kernels, rows, make, work=UNIT, grouping="rows", wrap=wrap)]
+    return [optimized("geoopt `Sphere`", kernels, rows, make, work=UNIT, grouping="rows", wrap=wrap)]
 
 
 def geoopt_stiefel(kernels: Kernels, *, canonical: bool) -> list[Contestant]:
@@ -117,7 +117,7 @@ def geoopt_stiefel(kernels: Kernels, *, canonical: bool) -> list[Contestant]:
     make = partial(_geoopt_sgd, geoopt)
     name = "geoopt `Stiefel()` (default)" if canonical else "geoopt `EuclideanStiefel()`"
     work = CANONICAL if canonical else QR
-    return [_optimized(name, kernels, tall, make, work=work, grouping="matrix", wrap=wrap)]
+    return [optimized(name, kernels, tall, make, work=work, grouping="matrix", wrap=wrap)]
 
 
 def geoopt_slices(kernels: Kernels) -> list[Contestant]:
@@ -138,7 +138,7 @@ def geoopt_slices(kernels: Kernels) -> list[Contestant]:
 
         name = "geoopt `Stiefel()` (default), 4-D" if canonical else "geoopt `EuclideanStiefel()`, 4-D"
         make = partial(_geoopt_sgd, geoopt)
-        found.append(_optimized(name, kernels, whole, make, work=work, grouping="slice", wrap=wrap))
+        found.append(optimized(name, kernels, whole, make, work=work, grouping="slice", wrap=wrap))
     return found
 
 
@@ -158,7 +158,7 @@ def pogo(kernels: Kernels) -> list[Contestant]:
 
     layout, name = (whole, "POGO, 3x3 and 7x7 kernels only") if kernels.is_sliced else (wide, "POGO")
     grouping = kernels.manifold.grouping
-    return [_optimized(name, kernels, layout, make, work=POGO, grouping=grouping)]
+    return [optimized(name, kernels, layout, make, work=POGO, grouping=grouping)]
 
 
 class ObliqueSGDFormula(torch.optim.Optimizer):
@@ -183,7 +183,7 @@ def oblique_formula(kernels: Kernels) -> list[Contestant]:
     """Emerging-Optimizers' `ObliqueSGD`."""
     make = partial(ObliqueSGDFormula, lr=LEARNING_RATE, momentum=MOMENTUM)
     name = "formula of NVIDIA's `ObliqueSGD`, written here"
-    return [_optimized(name, kernels, rows, make, work=UNIT_FORMULA, grouping="rows")]
+    return [optimized(name, kernels, rows, make, work=UNIT_FORMULA, grouping="rows")]
 
 
 def parametrized(
@@ -214,14 +214,14 @@ def parametrized(
     return Contestant(name, kernels, take_step, weights, work, grouping, gradients)
 
 
-def _weight_norm(layer: nn.Linear) -> None:
+def weight_norm(layer: nn.Linear) -> None:
     parametrizations.weight_norm(layer)
     layer.parametrizations.weight.original0.requires_grad_(requires_grad=False)  # the norm: it stays 1
 
 
 def sphere_parametrizations(kernels: Kernels) -> list[Contestant]:
     """torch's `weight_norm` with its norms frozen at 1, and `geotorch.sphere`."""
-    found = [parametrized("torch `weight_norm`, norms frozen", kernels, _weight_norm, UNIT, "rows")]
+    found = [parametrized("torch `weight_norm`, norms frozen", kernels, weight_norm, UNIT, "rows")]
     geotorch = package("geotorch")
     if geotorch is not None:
         register = partial(geotorch.sphere, tensor_name="weight")

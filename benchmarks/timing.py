@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,20 @@ def interleave(
         fewest: Rounds to keep at least.
         clock: Reads seconds; `time.process_time` counts the processor's, of all threads, on a CPU that others use too.
     """
+    times = turns(contestants, rounds=rounds, warm_up=warm_up, seconds=seconds, fewest=fewest, clock=clock)
+    return {name: compared(own, times[reference]) for name, own in times.items()}
+
+
+def turns(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 60,
+    warm_up: int = 5,
+    seconds: float = 60.0,
+    fewest: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of every contestant, turn by turn; the arguments are those of `interleave`."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     begin = time.perf_counter()
     for turn in range(rounds + warm_up):
@@ -60,28 +74,38 @@ def interleave(
                 times[name].append(clock() - start)
         if time.perf_counter() - begin > seconds and turn >= warm_up + fewest - 1:
             break
-    result: dict[str, Timing] = {}
-    for name, own in times.items():
-        ratios = [a / b for a, b in zip(own, times[reference], strict=True)]
-        lower, middle, upper = statistics.quantiles(ratios, n=4)
-        result[name] = Timing(statistics.median(own), middle, lower, upper)
-    return result
+    return times
+
+
+def compared(own: Sequence[float], reference: Sequence[float]) -> Timing:
+    """The median of `own`, and the quartiles of its ratio to the reference's; where one has fewer turns, the first."""
+    ratios = [a / b for a, b in zip(own, reference, strict=False)]
+    lower, middle, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Timing(statistics.median(own), middle, lower, upper)
+
+
+_chosen: list[torch.device] = []  # what `choose_device` was told, if it was
 
 
 def synchronize() -> None:
-    """Waits for the accelerator, if there is one."""
-    if torch.cuda.is_available():
+    """Waits for the accelerator, if there is one in use."""
+    if device().type == "cuda":
         torch.cuda.synchronize()
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """What was chosen; else the accelerator if there is one, else the CPU."""
+    return _chosen[0] if _chosen else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_device(name: str | None) -> None:
+    """Everything is measured on this device from now on; None leaves it to what there is."""
+    _chosen[:] = [] if name is None else [torch.device(name)]
 
 
 def machine() -> str:
     """One line that says where a number was measured."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -90,7 +114,8 @@ def machine() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = lines[0] if lines else name
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    count = torch.get_num_threads()
+    return f"{name}, {count} thread{'s' if count > 1 else ''}, torch {torch.__version__}"
 
 
 def gemm_rate(side: int = 1024, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -83,10 +83,12 @@ def _make_comparison(root: Path) -> None:
 
 def _make_chains(root: Path) -> None:
     from weightspace.chains import run_sampling
+    from weightspace.compare import Execution
     from weightspace.training.recipe import Recipe
 
     recipe = Recipe.from_dict(_RUN | {"sample": {"chains": 2, "max_samples": 4}})
-    run_sampling(recipe, root, workers=1, accelerator="cpu", command="weightspace sample", progress=lambda *_: None)
+    how = Execution(workers=1, accelerator="cpu", command="weightspace sample", progress=lambda *_: None)
+    run_sampling(recipe, root, how)
 
 
 def _write(folder: Path, files: Files) -> None:
