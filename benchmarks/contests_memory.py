@@ -1,8 +1,8 @@
 """Peak memory of a contestant: how much its calls need on top of weights and gradients.
 
-On a CPU in a fresh process: growth of the largest resident size over two calls (the first makes an optimizer's state),
-after the contestant was built. A small one of its kind has run before, so that libraries are loaded. On CUDA: growth of
-`torch.cuda.max_memory_allocated`, in this process.
+On a CPU in a fresh process: growth of the largest resident size while the contestant is made from weights and gradients
+that are in place, and called twice. A small one of its kind has run before, so that libraries are loaded. On CUDA:
+growth of `torch.cuda.max_memory_allocated`, in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.contests import Entrant
 from benchmarks.memory import largest_resident_mebibytes
+from benchmarks.placed import LISTENERS
 from benchmarks.timing import choose_device, device
 
 CALLS = 2
@@ -51,12 +53,23 @@ def resident_growth(contest: str, name: str, quick: bool, threads: int) -> float
     choose_device("cpu")
     small = CONTESTS[contest].entrant(name, quick=True).build()
     small.call()
-    call = CONTESTS[contest].entrant(name, quick=quick).build().call
     gc.collect()
-    before = forget_the_past()
+    before = made_and_called(CONTESTS[contest].entrant(name, quick=quick), forget_the_past)
+    return max(0.0, largest_resident_mebibytes() - before)
+
+
+def made_and_called(entrant: Entrant, begin: Callable[[], float]) -> float:
+    """What `begin` said when the first weights and gradients were in place, or before all if nobody said so."""
+    sizes: list[float] = []
+    LISTENERS.append(lambda: sizes.append(begin()) if not sizes else None)
+    try:
+        before = begin()
+        call = entrant.build().call
+    finally:
+        LISTENERS.pop()
     for _ in range(CALLS):
         call()
-    return max(0.0, largest_resident_mebibytes() - before)
+    return sizes[0] if sizes else before
 
 
 def forget_the_past() -> float:
@@ -73,11 +86,11 @@ def on_accelerator(contest: str, name: str, *, quick: bool) -> float:
     """Growth of what torch has allocated, in MiB."""
     from benchmarks.contests_list import CONTESTS
 
-    call = CONTESTS[contest].entrant(name, quick=quick).build().call
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    for _ in range(CALLS):
-        call()
+    def begin() -> float:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
+
+    before = made_and_called(CONTESTS[contest].entrant(name, quick=quick), begin)
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20

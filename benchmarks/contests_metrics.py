@@ -12,6 +12,7 @@ from torch import nn
 import weightspace as ws
 from benchmarks.contests import Contest, Entrant, Floor, Running
 from benchmarks.manifolds_kernels import MOMENTUM, resnet18_shapes
+from benchmarks.placed import placed
 from benchmarks.timing import device
 from weightspace.kernels import Rule
 
@@ -51,7 +52,9 @@ def stepping(make: Make, exact: Exact, *, quick: bool) -> Running:
         found = [p.detach().double() / -RATE for p in model.parameters()]
         return max(float((f - w).abs().max() / w.abs().max()) for f, w in zip(found, wanted, strict=True))
 
-    return Running(make(kernels(quick=quick)), error)
+    model = kernels(quick=quick)
+    placed()
+    return Running(make(model), error)
 
 
 def attached(rule: Rule, *, inplace: bool = False) -> Make:
@@ -103,7 +106,9 @@ def centralized_by_peer(model: nn.Module, *, as_list: bool) -> Step:
 
 def plain(*, quick: bool) -> Running:
     """SGD on gradients as they are."""
-    return Running(sgd(kernels(quick=quick)).step)
+    model = kernels(quick=quick)
+    placed()
+    return Running(sgd(model).step)
 
 
 def centralize(gradient: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ def _legend(data: Record) -> str:
         + " The best peer is the fastest package or hand-written torch code that answers within the contest's tolerance; what errs more is shown in the details and is nobody's peer. "
         "First: the lower quartile of the ratio is above 1; behind: the upper one is below 1; level: in between. "
         "The floor is what the question costs at least, bytes at the rate of a copy or flops at that of a matrix product, whichever takes longer. "
-        "Peak memory: growth over two calls in a fresh process, on top of weights and gradients."
+        "Peak memory: growth in a fresh process while the contestant is made from weights and gradients that are in place, and takes two steps."
     )
 
 

@@ -13,6 +13,7 @@ import torch
 import weightspace as ws
 from benchmarks.contests import Contest, Entrant, Floor, Running
 from benchmarks.langevin_step import flat_sets
+from benchmarks.placed import placed
 from benchmarks.timing import device
 from weightspace.manifolds import Stiefel
 
@@ -51,6 +52,7 @@ def free_weights(shapes: Shapes) -> list[torch.nn.Parameter]:
 def flat(make: Callable[[list[torch.nn.Parameter]], Callable[[], object]], *, quick: bool) -> Running:
     """Free weights; the noise of a step has standard deviation sqrt(STEP)."""
     weights = free_weights(flat_sets(quick=True)["ResNet-20"][: 8 if quick else None])
+    placed()
     call = make(weights)
     return Running(call, lambda: moved(weights, call, STEP**0.5))
 
@@ -106,6 +108,7 @@ def violation(weight: torch.Tensor) -> float:
 def on_stiefel(kind: str, shape: tuple[int, ...], *, chains: bool = False) -> Running:
     """Tall matrices with orthonormal columns, or a stack of them; gradients are zero, noise moves."""
     weight = orthonormal(shape)
+    placed()
     if kind == "ours":
         own = torch.nn.Parameter(weight)
         own.grad = torch.zeros_like(own)

@@ -124,7 +124,7 @@ PLOTS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "a step on one orthonormal c x c x 3 x 3 kernel",
                 "channels c",
-                (16, 32, 64, 128, 256, 512),
+                (16, 32, 64, 128, 256),
                 lambda c: _made(_orthonormal_makers(), Stiefel(), _square(1, c)),
                 lambda c: steps.floor_of(Stiefel(), _square(1, c)),
             ),
@@ -143,14 +143,14 @@ PLOTS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 f"all singular values of {FIXED_CHANNELS} channels",
                 "image side",
-                (8, 16, 32, 64, 128),
+                (8, 16, 32, 64),
                 lambda n: _values(FIXED_CHANNELS, n),
                 lambda n: _values_floor(FIXED_CHANNELS, n),
             ),
             Panel(
                 f"a bound of the largest one, {FIXED_CHANNELS} channels, circular",
                 "image side",
-                (8, 16, 32, 64, 128),
+                (8, 16, 32, 64),
                 _bounds,
             ),
         ),

@@ -14,6 +14,7 @@ from torch.nn.utils import prune as torch_prune
 import weightspace as ws
 from benchmarks.contests import Contest, Entrant, Floor, Kind, Running
 from benchmarks.manifolds_kernels import resnet18_shapes
+from benchmarks.placed import placed
 from benchmarks.timing import device
 from weightspace.compress import prune
 from weightspace.penalties import L1, L2, CautiousWeightDecay, Penalty
@@ -53,7 +54,9 @@ def stepping(make: Make, exact: Exact, *, quick: bool) -> Running:
             worst = max(worst, float((found.detach().double() - right).abs().max() / right.abs().max()))
         return worst
 
-    return Running(make(kernels(quick=quick)), error)
+    model = kernels(quick=quick)
+    placed()
+    return Running(make(model), error)
 
 
 def attached(penalty: Penalty) -> Make:
@@ -168,6 +171,7 @@ def pruning(prune_model: Callable[[nn.Module], object], *, quick: bool) -> Runni
     """Prunes the same weights anew each time; copying them in is timed too, it is the same for all."""
     model = kernels(quick=quick)
     start = [p.detach().clone() for p in model.parameters()]
+    placed()
 
     def call() -> None:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from benchmarks.manifolds_kernels import LEARNING_RATE, MOMENTUM, Contestant, Kernels, Work, stepper
+from benchmarks.placed import placed
 
 Tensors = list[torch.Tensor]
 Layout = Callable[[torch.Tensor], torch.Tensor]
@@ -72,6 +73,7 @@ def optimized(
     """A peer's optimizer on parameters of its own layout."""
     parameters = [wrap(layout(w).clone()) for w in kernels.weights]
     gradients = [[layout(g) for g in turn] for turn in kernels.gradients]
+    placed()
 
     def weights() -> Tensors:
         return [_untall(p.detach(), w) if p.ndim < 4 else p for p, w in zip(parameters, kernels.weights, strict=True)]
@@ -195,8 +197,10 @@ def parametrized(
         matrix = rows(weight)
         layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
         layer.weight = nn.Parameter(matrix.clone())
-        register(layer)
         layers.append(layer)
+    placed()
+    for layer in layers:
+        register(layer)
     trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM, foreach=True)
     gradients = [[rows(g) for g in turn] for turn in kernels.gradients]

@@ -9,6 +9,7 @@ import torch
 
 import weightspace as ws
 from benchmarks.manifolds_kernels import LEARNING_RATE, MOMENTUM, Contestant, Kernels, Work, stepper
+from benchmarks.placed import placed
 from weightspace.manifolds import Manifold, Oblique, Orthogonal, Sphere, Stiefel
 
 REFERENCE = "`torch.optim.SGD(foreach=True)`"
@@ -33,6 +34,7 @@ SMALL = Work("8np²", count=lambda n, p: 8 * n * p**2)
 def plain_sgd(kernels: Kernels, *, fused: bool = False) -> Contestant:
     """SGD with momentum on free kernels."""
     weights = [w.clone().requires_grad_() for w in kernels.weights]
+    placed()
     kind: dict[str, bool] = {"fused": True} if fused else {"foreach": True}
     optimizer = torch.optim.SGD(weights, lr=LEARNING_RATE, momentum=MOMENTUM, **kind)
     name = REFERENCE.replace("foreach", "fused") if fused else REFERENCE
@@ -42,6 +44,7 @@ def plain_sgd(kernels: Kernels, *, fused: bool = False) -> Contestant:
 def submanifold(name: str, kernels: Kernels, manifold: Manifold, work: Work, **options: Any) -> Contestant:
     """`SubmanifoldSGD`, or with `adam=True` its twin."""
     model = kernels.model()
+    placed()
     groups = ws.param_groups(model, {ws.on.convs: manifold})
     if options.pop("adam", False):
         optimizer: torch.optim.Optimizer = ws.optim.SubmanifoldAdam(groups, lr=ADAM_LEARNING_RATE, **options)
@@ -55,6 +58,7 @@ def attached(name: str, kernels: Kernels, manifold: Manifold, work: Work, *, ada
     """`attach` on torch's own optimizer."""
     model = kernels.model()
     weights = list(model.parameters())
+    placed()
     optimizer: torch.optim.Optimizer = (
         torch.optim.Adam(weights, lr=ADAM_LEARNING_RATE, foreach=True)
         if adam

@@ -15,8 +15,8 @@ from pathlib import Path
 from claims.evaluate import Result, evaluate_all
 from claims.page import render
 from claims.registry import CLAIMS
-from claims.runs import RUNS
 from claims.rerun import CHEAP, rerun
+from claims.runs import RUNS
 from claims.sources import DOCS, Sources
 from claims.tables import costs, verdicts
 
@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"run an experiment anew and compare: a run, a claim (all its runs), or '{CHEAP}' (some ten minutes)",
     )  # fmt: skip
     made.add_argument("--quick", action="store_true", help="with --rerun: see that it runs; decides nothing")
-    made.add_argument("--keep", action="store_true", help="with --rerun: put the new raw values in the place of the old")
+    made.add_argument(
+        "--keep", action="store_true", help="with --rerun: put the new raw values in the place of the old"
+    )
     made.add_argument("--root", type=Path, help="with --rerun: folder of data that a run needs")
     made.add_argument("--out", type=Path, default=Path("runs/claims"), help="with --rerun (default: %(default)s)")
     return made
@@ -46,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
 def check(results: Sequence[Result], page: Path = PAGE) -> list[str]:
     """Lines in which the page differs from what the raw values give; empty if it says the same."""
     committed = page.read_text(encoding="utf-8").splitlines() if page.is_file() else []
-    return list(difflib.unified_diff(committed, render(results).splitlines(), "the page", "the raw values", lineterm="", n=0))
+    return list(
+        difflib.unified_diff(committed, render(results).splitlines(), "the page", "the raw values", lineterm="", n=0)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

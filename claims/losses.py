@@ -18,7 +18,9 @@ def collect(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm in table["arms"]:
         files = sorted((run_dir / "arms" / arm["slug"] / "final").glob("seed*/result.json"))
-        results = {path.parent.name.removeprefix("seed"): json.loads(path.read_text(encoding="utf-8")) for path in files}
+        results = {
+            path.parent.name.removeprefix("seed"): json.loads(path.read_text(encoding="utf-8")) for path in files
+        }
         found[arm["name"]] = {key: {seed: r[key] for seed, r in results.items()} for key in ("train_loss", "test_loss")}
     return {"recipe": table["recipe"], "arms": found}
 

@@ -62,7 +62,10 @@ def _overview(results: Sequence[Result]) -> str:
 
 
 def _verdict_table(results: Sequence[Result], first: str) -> list[str]:
-    rows = [f"| {first} | claim | verdict | n | the number that decides first | report |", "|:---|:---|:---|---:|:---|:---|"]
+    rows = [
+        f"| {first} | claim | verdict | n | the number that decides first | report |",
+        "|:---|:---|:---|---:|:---|:---|",
+    ]
     for result in results:
         claim = result.claim
         key = result.key
@@ -94,7 +97,12 @@ def _paper(paper: Paper, results: Sequence[Result]) -> str:
 
 def _section(result: Result) -> list[str]:
     claim = result.claim
-    lines = [f"### {claim.name}", "", f"**{claim.text}** Verdict: **{result.verdict.value}**" + (f" ({result.tally})." if result.key else "."), ""]
+    lines = [
+        f"### {claim.name}",
+        "",
+        f"**{claim.text}** Verdict: **{result.verdict.value}**" + (f" ({result.tally})." if result.key else "."),
+        "",
+    ]
     lines += [f"- *Tested:* {claim.tested}", f"- *Would have refuted it:* {claim.refuted_by}"]
     if claim.decisive:
         lines.append(f"- *Rule:* {RULES[claim.rule]}. n counts {claim.unit_of_n}.")
@@ -127,7 +135,9 @@ def _origin(found: Sequence[Found]) -> str:
         source, how = one.number.source, one.number.how
         if source not in ways.setdefault(how, []):
             ways[how].append(source)
-    return " ".join(f"Computed {how}, from {', '.join(f'[{_short(s)}]({s})' for s in files)}." for how, files in ways.items())
+    return " ".join(
+        f"Computed {how}, from {', '.join(f'[{_short(s)}]({s})' for s in files)}." for how, files in ways.items()
+    )
 
 
 def _short(source: str) -> str:

@@ -55,6 +55,11 @@ def rerun(name: str, *, out: Path, root: Path | None = None, is_quick: bool = Fa
         if not all(_execute(words, console) for words in run.commands(str(folder), _folder(root), is_quick=is_quick)):
             agree = False
             continue
+        if not run.produces:
+            console.print(
+                f"{run.name} writes its own files in docs/: python -m claims says whether the page still agrees"
+            )
+            continue
         agree &= compare(run, folder, console, is_quick=is_quick)
         if keep and not is_quick:
             for source, file in run.produces.items():
@@ -81,8 +86,21 @@ def compare(run: Run, folder: Path, console: Console, *, is_quick: bool) -> bool
             if one.number.source in instead:
                 does = agrees(one, other)
                 whole &= does
-                table.add_row(before.claim.name, one.number.text, one.value, other.value, "–" if is_quick else "yes" if does else "NO")
-        table.add_row(before.claim.name, "verdict", before.verdict.value, after.verdict.value, "–" if is_quick else _same(before, after), end_section=True)
+                table.add_row(
+                    before.claim.name,
+                    one.number.text,
+                    one.value,
+                    other.value,
+                    "–" if is_quick else "yes" if does else "NO",
+                )
+        table.add_row(
+            before.claim.name,
+            "verdict",
+            before.verdict.value,
+            after.verdict.value,
+            "–" if is_quick else _same(before, after),
+            end_section=True,
+        )
     console.print(table)
     return whole or is_quick
 

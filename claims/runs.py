@@ -60,7 +60,16 @@ def sweep(recipe: str, folder: str, *options: str) -> Run:
         {f"results/gated-penalties/{folder}/tolerance.json": "tolerance.json"},
         None,
         "strengths x gates x seeds",
-        quick=("--seeds", "1", "--set", "data.train_size=500", "--set", "data.test_size=500", "--set", "train.epochs=1"),
+        quick=(
+            "--seeds",
+            "1",
+            "--set",
+            "data.train_size=500",
+            "--set",
+            "data.test_size=500",
+            "--set",
+            "train.epochs=1",
+        ),
         needs=CIFAR if root else FASHION,
     )
 
@@ -80,9 +89,16 @@ _VGG_L2 = (
 _SEEDS = ("--strengths", "0.016:0.032", "--seeds", "10", "--gates", "always,delayed half,coherent-total,coherent-history,random as total,random as history by layer")  # fmt: skip
 
 
-def reliability(column: str, minutes: float | None, cost: str) -> Run:
-    """A column of docs/reliability.md, which writes its own file in docs/reliability."""
-    return Run(f"reliability-{column}", ("reliability", "--only", column), {}, minutes, cost, quick=("--quick",))
+def reliability(column: str, cost: str) -> Run:
+    """A column of docs/reliability.md."""
+    return Run(
+        f"reliability-{column}",
+        ("claims.columns", column, "--out", "{out}"),
+        {f"reliability/{column}.json": f"{column}.json"},
+        None,
+        cost,
+        quick=("--quick",),
+    )
 
 
 _ALL = (
@@ -97,8 +113,9 @@ _ALL = (
     short("collapse-and-rescue", 60, "5 arms x 5 seeds, a plain net of 10 layers on digits"),
     short("sparse-storage", 2, "5 files"),
     short("on-manifold", 20, "4 manifolds x 2 updates x 3 seeds, 100 steps"),
+    short("products", 10, "3 ways to share a layer out x 5 seeds, 100 steps"),
     short("known-optima", 60, "6 problems x 2 updates x 10 instances, 1,000 steps"),
-    short("known-laws", 60, "4 laws x 2 dynamics x 10 blocks of chains"),
+    short("known-laws", 60, "4 laws x 2 dynamics, 3,000 to 10,000 chains each"),
     short("unchanged-networks", 3, "3 constraints x 3 networks"),
     Run("kernel-only", ("experiments.kernel_only", "--out", "{out}"), {"results/kernel-only/results.json": "results.json"}, 15, "7 layers x up to 18 arms x 5 seeds", ("--quick",)),
     comparison("deep-plain", "deep-plain", 20, "135 runs"),
@@ -133,13 +150,14 @@ _ALL = (
     comparison("kjv-transformer", "cola-transformer", None, "45 runs"),
     Run("uncertainty", ("experiments.uncertainty", "--out", "{out}"), {"results/uncertainty/results.json": "results.json"}, None, "14 ensembles x 5 repetitions, 32 trials", ("--quick",), FASHION),
     Run("combinations", ("weightspace", "compare", "experiments/fashion_mnist_combinations.yaml", "--out", "{out}"), {}, None, "30 arms x 8 seeds", needs=FASHION),
-    reliability("ddp", None, "every case on 2 and 4 processes"),
-    reliability("fsdp2", None, "every case sharded on 2 and 4 ranks"),
-    reliability("resume", None, "some 500 kills"),
-    reliability("elastic", None, "15 kills under torchrun"),
-    reliability("precision", None, "every case in 16 bits"),
-    reliability("compilation", None, "every case under torch.compile"),
-    reliability("hostile", None, "29,200 inputs"),
+    Run("contests", ("benchmarks",), {}, None, "every contest", ("--quick",), 'the peers: pip install -c constraints.txt ".[bench]"'),
+    reliability("ddp", "every case on 2 and 4 processes"),
+    reliability("fsdp2", "every case sharded on 2 and 4 ranks"),
+    reliability("resume", "some 500 kills"),
+    reliability("elastic", "15 kills under torchrun"),
+    reliability("precision", "every case in 16 bits"),
+    reliability("compilation", "every case under torch.compile"),
+    reliability("hostile", "29,200 inputs"),
 )  # fmt: skip
 
 RUNS: dict[str, Run] = {run.name: run for run in _ALL}

@@ -53,7 +53,11 @@ class Condition:
             return "open"
         if self._holds(interval.low) and self._holds(interval.high):
             return "holds"
-        if interval.high < self.low or interval.low > self.high or (interval.is_exact and not self._holds(interval.mean)):
+        if (
+            interval.high < self.low
+            or interval.low > self.high
+            or (interval.is_exact and not self._holds(interval.mean))
+        ):
             return "contradicted"
         return "open"
 

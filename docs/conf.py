@@ -30,6 +30,7 @@ extensions = [
     "inline_pictures",
     "markdown_docstrings",
     "api_links",
+    "reports",
 ]
 # `_ext`, `_static` and reports are no sources; folders of results hold pictures and numbers.
 exclude_patterns = ["_*", "gallery/reports"]
@@ -79,7 +80,6 @@ html_title = f"weightspace {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_favicon = "_static/mark.svg"
-html_extra_path: list[str] = []
 html_show_sphinx = False
 html_copy_source = False
 templates_path: list[str] = []

@@ -2,7 +2,8 @@
 
 Commands are read by the parser of the program that they call (`tests/page_commands.py`), recipes in YAML are loaded,
 with what is left out taken from a bundled recipe. What is output goes into a `text` block, which may hold no command.
-Cheap commands of the README are run here, all of them in the slow test.
+Two cheap commands of the README are run; the slow test runs those of the first pages one after the other, as a reader
+would, on digits and on made-up data of the right shapes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ DIAGRAM = re.compile(r"\s*(?:flowchart|graph|sequenceDiagram|classDiagram|stateD
 WHOLE = ("optimizer", "schedule", "compare", "sweep", "rules", "model", "data")
 
 
-def check_block(block: Block) -> None:
+SYNOPSES = "docs/cli.md"  # made from the commands themselves
+
+
+def check_block(block: Block, page: str = "page.md") -> None:
     """Raises for a block that nobody could use as it stands."""
     if block.language in SHELL:
         commands = shell_commands(block.text, console=block.language == "console")
@@ -42,11 +46,11 @@ def check_block(block: Block) -> None:
     elif block.language == "mermaid":
         if not DIAGRAM.match(block.text):
             raise BadCommandError("no kind of diagram that is known")
-    elif block.language == "text":
+    elif block.language == "text" and page != SYNOPSES:
         hidden = [line for line in block.text.splitlines() if is_command(line)]
         if hidden:
             raise BadCommandError(f"a command in a block of output: {hidden[0]}")
-    elif block.language != "python":  # tests/test_docs.py runs it
+    elif block.language not in {"python", "text"}:  # tests/test_docs.py runs it
         raise BadCommandError(f"nobody checks blocks of the language {block.language!r}; name one that is checked")
 
 
@@ -73,11 +77,108 @@ def check_toml(text: str) -> None:
     tomllib.loads(text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=page_id)
 def test_every_block_of_a_page_can_be_used_as_it_stands(page, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    for block in blocks(page.read_text(encoding="utf-8")):
+    assert unusable(page.read_text(encoding="utf-8"), page_id(page)) == []
+
+
+def unusable(page: str, name: str) -> list[str]:
+    """Every block that nobody could use as it stands, with the reason."""
+    found = []
+    for block in blocks(page):
         try:
-            check_block(block)
+            check_block(block, name)
         except (BadCommandError, WeightspaceError, ValueError, yaml.YAMLError) as error:
-            pytest.fail(f"{page_id(page)}:{block.line}: {error}", pytrace=False)
+            found.append(f"{name}:{block.line}: {error}")
+    return found
+
+
+# --------------------------------------------------------------------------- what the checks above would catch
+
+
+def test_commands_are_told_apart():
+    text = """# a comment
+A=1 B='x y' weightspace train quickstart \\
+    --set "rules=[
+  {rule: L1}]"  # why
+python a.py && pip install x | cat; cd there
+"""
+    assert shell_commands(text, console=False) == [
+        ["weightspace", "train", "quickstart", "--set", "rules=[\n  {rule: L1}]"],
+        ["python", "a.py"],
+        ["pip", "install", "x"],
+        ["cat"],
+        ["cd", "there"],
+    ]
+    session = "$ weightspace recipes \\\n  --help\nsome output\n$ cd there\n"
+    assert shell_commands(session, console=True) == [["weightspace", "recipes", "--help"], ["cd", "there"]]
+    with pytest.raises(BadCommandError, match="never closed"):
+        shell_commands("echo 'open\n", console=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("weightspace", "prints its help"),
+        ("weightspace trian quickstart", "no command trian"),
+        ("weightspace train quickstart --epochs 3", "No such option"),
+        ("weightspace train quickstrat", "quickstart"),
+        ("weightspace train quickstart --set train.epoch=3", "train.epochs"),
+        ("weightspace compare verses-transformer", "has no compare"),
+        ("weightspace sample quickstart", "has no sample"),
+        ("weightspace doctor --jsn", "unrecognized"),
+        ("torchrun --nproc-per-node 2 -m weightspace train quickstart --stratgy ddp", "No such option"),
+        ("torchrun --nproc-per-node 2 nothing.py", "nothing.py does not exist"),
+        ("python -m benchmarks --onyl sphere", "unrecognized"),
+        ("python -m reliability --only nothing", "invalid choice"),
+        ("python -m experiments.nothing", "no module"),
+        ("python examples/nothing.py", "does not exist"),
+        ("python -m pytest tests/test_nothing.py", "does not exist"),
+        ('python -m pip install -c constraint.txt ".[train]"', "does not exist"),
+        ('pip install "weightspace[trian]"', "no extra trian"),
+        ("rm -rf runs", "no program"),
+    ],
+)
+def test_commands_that_no_longer_work_are_found(command, reason, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    (problem,) = unusable(f"```bash\n{command}\n```\n", "page.md")
+    assert reason in problem
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("```\nplain\n```", "language ''"),
+        ("```ini\n[a]\n```", "language 'ini'"),
+        ("```text\nweightspace recipes\n```", "a command in a block of output"),
+        ("```console\noutput alone\n```", "no command"),
+        ("```json\n{1}\n```", "Expecting"),
+        ("```mermaid\nflow LR\n```", "diagram"),
+        ("```yaml\n- a\n```", "not a mapping"),
+        ("```yaml\ntrain: {epoch: 3}\n```", "train.epochs"),
+        ("```yaml\nrules: [{rule: L3, weight: 1.0}]\n```", "L3"),
+    ],
+)
+def test_blocks_that_nobody_could_use_are_found(block, reason):
+    (problem,) = unusable(block + "\n", "page.md")
+    assert reason in problem
+
+
+# --------------------------------------------------------------------------- they run
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """Every `weightspace` command of a page, in its order."""
+    shown = [block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.language in SHELL]
+    commands = [words for b in shown for words in shell_commands(b.text, console=b.language == "console")]
+    return [words for words in commands if words[0] == "weightspace"]
+
+
+def test_the_cheapest_commands_of_the_readme_run():
+    cheap = [words for words in commands_of("README.md") if words[1] in {"recipes", "show"}]
+    assert cheap
+    for _, *words in cheap:
+        code, out, _ = call(*words)
+        assert code == 0
+        assert out

@@ -18,7 +18,9 @@ REFUSED = ("LBFGS", "SparseAdam")
 def small_network(seed: int) -> nn.Sequential:
     """Two convolutions and a linear head for images (n, 2, 6, 6)."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 3)).double()
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 3)
+    ).double()
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +36,10 @@ def optimizers(*, is_quick: bool) -> dict[str, Any]:
     """
     cases = []
     for name in sorted(set(optimizer_names()) - set(REFUSED))[: 3 if is_quick else None]:
-        cases += [{"optimizer": name, "seed": seed, "largest_difference": difference(name, seed)} for seed in range(1 if is_quick else 3)]
+        cases += [
+            {"optimizer": name, "seed": seed, "largest_difference": difference(name, seed)}
+            for seed in range(1 if is_quick else 3)
+        ]
     return {"refused": list(REFUSED), "cases": cases}
 
 
@@ -46,7 +51,9 @@ def difference(name: str, seed: int, smoothing: float = 4.0) -> float:
         model = small_network(seed)
         if name == "Muon":  # takes matrices only
             torch.manual_seed(seed)
-            model = nn.Sequential(nn.Flatten(), nn.Linear(72, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)).double()
+            model = nn.Sequential(
+                nn.Flatten(), nn.Linear(72, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)
+            ).double()
         optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01)
         if is_attached:
             ws.attach(optimizer, model, ws.metrics.ChannelL2(smoothing, on=kernels))
@@ -82,7 +89,9 @@ def rules(*, is_quick: bool) -> dict[str, Any]:
 def optimizer_names() -> list[str]:
     """All of torch.optim."""
     base = torch.optim.Optimizer
-    return sorted(n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, base) and c is not base)
+    return sorted(
+        n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, base) and c is not base
+    )
 
 
 def attempt(name: str, rule: Any) -> tuple[str, str]:
@@ -137,14 +146,27 @@ def unchanged(*, is_quick: bool) -> dict[str, Any]:
             images, labels = batch(99)
             losses = [float(nn.functional.cross_entropy(net(images), labels).detach()) for net in (model, plain)]
             holds = all(check.holds for check in optimizer.verify())
-            cases.append({"constraint": name, "seed": seed, "is_unchanged": fingerprint(model) == before, "loss_difference": losses[0] - losses[1], "constraint_holds": holds})
+            cases.append(
+                {
+                    "constraint": name,
+                    "seed": seed,
+                    "is_unchanged": fingerprint(model) == before,
+                    "loss_difference": losses[0] - losses[1],
+                    "constraint_holds": holds,
+                }
+            )
     return {"cases": cases}
 
 
 def fingerprint(model: nn.Module) -> list[str]:
     """Modules with their types and hooks, parameters with names and shapes."""
-    modules = [f"{n}: {type(m).__name__}, {len(m._forward_hooks)} {len(m._forward_pre_hooks)} hooks" for n, m in model.named_modules()]  # noqa: SLF001 - torch has no other way to ask
-    return modules + [f"{n}: {tuple(p.shape)}" for n, p in model.state_dict().items()]
+    found = []
+    for name, module in model.named_modules():
+        hooks = [
+            len(vars(module)[kind]) for kind in ("_forward_hooks", "_forward_pre_hooks")
+        ]  # torch has no other way to ask
+        found.append(f"{name}: {type(module).__name__}, hooks {hooks}")
+    return found + [f"{name}: {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
 
 
 def _column_sums(q: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,32 @@ def distances(*, is_quick: bool) -> dict[str, Any]:
     return {"steps": STEPS, "cases": cases}
 
 
+def products(*, is_quick: bool) -> dict[str, Any]:
+    """Two manifolds in one layer, over input channels, output channels or every slice: distances of both halves after training."""
+    cases = []
+    for over in ("input", "output", "slice"):
+        for seed in range(1 if is_quick else 5):
+            model = small_network(seed).float()
+            rule = ws.manifolds.Product(
+                ("sphere(slice)", "orthogonal(slice)"), over=over, assignment="random", seed=seed
+            )
+            optimizer = ws.optim.SubmanifoldSGD(ws.param_groups(model, {ws.on.convs: rule}), lr=0.05, momentum=0.9)
+            for step in range(20 if is_quick else STEPS):
+                images, labels = batch(step % 20)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images.float()), labels).backward()
+                optimizer.step()
+            weight = model[2].weight.detach().double()  # 6 x 6 slices
+            slices = {"input": weight.transpose(0, 1), "output": weight, "slice": weight.flatten(0, 1)}[over]
+            spheres, orthogonal = (torch.as_tensor(part) for part in rule.assign(len(slices), "2.weight"))
+            gram = slices[orthogonal] @ slices[orthogonal].mT - torch.eye(3, dtype=torch.float64)
+            norms = slices[spheres].flatten(-2).norm(dim=-1) - 1
+            cases.append(
+                {"over": over, "seed": seed, "distance": max(float(gram.abs().max()), float(norms.abs().max()))}
+            )
+    return {"steps": STEPS, "cases": cases}
+
+
 def optima(*, is_quick: bool) -> dict[str, Any]:
     """Gap to known optima after 1,000 steps of SubmanifoldSGD with the step-size rule, all samples, on fresh instances."""
     from experiments.manifold_optima import problems

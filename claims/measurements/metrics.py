@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 import weightspace as ws
 
@@ -43,7 +49,10 @@ def directions(*, is_quick: bool) -> dict[str, Any]:
     """Random gradients, both metrics: error against the dense system; roughness along output and input channels, after over before."""
     cases = []
     everywhere = ws.on.everything
-    for form, metric in (("ChannelL2", M.ChannelL2(4.0, on=everywhere)), ("ChannelSobolev", M.ChannelSobolev(4.0, on=everywhere))):
+    for form, metric in (
+        ("ChannelL2", M.ChannelL2(4.0, on=everywhere)),
+        ("ChannelSobolev", M.ChannelSobolev(4.0, on=everywhere)),
+    ):
         for seed in range(2 if is_quick else 10):
             g = torch.randn(16, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             found, expected = transformed(g, metric), dense_solution(g, form, 4.0)
@@ -53,36 +62,69 @@ def directions(*, is_quick: bool) -> dict[str, Any]:
                     "seed": seed,
                     "relative_error": float((found - expected).norm() / expected.norm()),
                     "mean_kept": float((found.mean(0) - g.mean(0)).abs().max()),
-                    **{f"roughness along {name}": roughness(found, axis) / roughness(g, axis) for name, axis in AXES.items()},
+                    **{
+                        f"roughness along {name}": roughness(found, axis) / roughness(g, axis)
+                        for name, axis in AXES.items()
+                    },
                 }
             )
     return {"cases": cases}
 
 
 def cost(*, is_quick: bool) -> dict[str, Any]:
-    """Seconds of one transform by number of parameters: the least of some calls, repeated; the exponent is fitted later."""
+    """Work and seconds of one transform by number of parameters.
+
+    Work is what does not depend on the machine: the numbers that torch's operations read and write, and the floating
+    point operations of matrix products. Seconds are the least of twenty calls, repeated; caches bend their line.
+    """
+    from weightspace.kernels import Workspace
+
     inner = 576  # 64 input channels of 3 x 3 taps
     channels = (256, 512, 1024) if is_quick else (256, 512, 1024, 2048, 4096)
     forms = {"ChannelL2": M.ChannelL2(4.0), "ChannelSobolev": M.ChannelSobolev(4.0)}
+    work: dict[str, list[float]] = {name: [] for name in forms}
+    for count, (name, metric) in itertools.product(channels, forms.items()):
+        grad = torch.randn(1, count, inner)
+        with Work() as counted:
+            metric.apply(grad, torch.empty_like(grad), M.Layout(1, (count,)), Workspace())
+        work[name].append(counted.total)
     repetitions: list[dict[str, Any]] = []
-    for repetition in range(3 if is_quick else 7):
-        seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for repetition in range(3 if is_quick else 10):
+        seconds: dict[str, list[float]] = {"copy": [], "ChannelL2": [], "ChannelSobolev": []}
         for count in channels:
             grad = torch.randn(1, count, inner)
+            out, layout, room = torch.empty_like(grad), M.Layout(1, (count,)), Workspace()
+            seconds["copy"].append(least_time(lambda out=out, grad=grad: out.copy_(grad)))
             for name, metric in forms.items():
-                seconds[name].append(_least_time(metric, grad))
+                call = functools.partial(metric.apply, grad, out, layout, room)
+                seconds[name].append(least_time(call))
         repetitions.append({"repetition": repetition, "seconds": seconds})
-    return {"parameters": [count * inner for count in channels], "repetitions": repetitions}
+    return {"parameters": [count * inner for count in channels], "work": work, "repetitions": repetitions}
 
 
-def _least_time(metric: Any, grad: Tensor) -> float:
-    """The least of ten calls: what the machine does besides only adds."""
-    from weightspace.kernels import Workspace
+class Work(TorchDispatchMode):
+    """Counts numbers that operations read and write, and twice the multiplications of matrix products, in `total`."""
 
-    out, layout, room = torch.empty_like(grad), M.Layout(1, (grad.shape[1],)), Workspace()
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Called by torch for every operation."""
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            self.total += sum(x.numel() for x in tensors)
+        if func.overloadpacket in flop_registry:
+            self.total += float(flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def least_time(call: Callable[[], object]) -> float:
+    """The least of twenty calls: what the machine does besides only adds."""
     least = float("inf")
-    for _ in range(10):
+    for _ in range(20):
         started = time.perf_counter()
-        metric.apply(grad, out, layout, room)
+        call()
         least = min(least, time.perf_counter() - started)
     return least

@@ -37,7 +37,15 @@ def structure(*, is_quick: bool) -> dict[str, Any]:
         inputs, outputs, k, n = 1 + seed % 3, 1 + (seed // 3) % 4, (1, 3, 5)[seed % 3], 6 + seed % 2
         layer = nn.Conv2d(inputs, outputs, k, padding=k // 2, bias=False).double()
         blocks = matrix_of(layer, inputs, (n, n)).reshape(outputs, n, n, inputs, n, n)
-        cases.append({"seed": seed, "channels": [inputs, outputs], "kernel": k, "image": n, "largest_deviation": toeplitz_error(blocks, layer)})
+        cases.append(
+            {
+                "seed": seed,
+                "channels": [inputs, outputs],
+                "kernel": k,
+                "image": n,
+                "largest_deviation": toeplitz_error(blocks, layer),
+            }
+        )
     return {"cases": cases}
 
 
@@ -62,7 +70,9 @@ def layers(*, is_quick: bool) -> list[tuple[str, nn.Module, int, Sizes]]:
         if d == 3 and (mode == "reflect" or dilation == 2):
             continue  # four pixels are too few for these
         torch.manual_seed(len(found))
-        layer = CONVS[d](2, 4, 3, padding=dilation, stride=stride, dilation=dilation, groups=groups, padding_mode=mode, bias=False)
+        layer = CONVS[d](
+            2, 4, 3, padding=dilation, stride=stride, dilation=dilation, groups=groups, padding_mode=mode, bias=False
+        )
         name = f"{d}-d, {mode}, stride {stride}, dilation {dilation}, groups {groups}"
         found.append((name, layer.double(), 2, (SMALL_SIDES[d],) * d))
     return found
@@ -132,6 +142,7 @@ def gradients(*, is_quick: bool) -> dict[str, Any]:
                 values.append(float(value_of(term, torch.linalg.svdvals(matrix_of(layer, 2, (side, side))), side**2)))
             slope = (values[0] - values[1]) / (2 * step)
             scale = float(gradient.norm() * direction.norm())
-            cases.append({"term": term, "seed": seed, "relative_error": abs(float((gradient * direction).sum()) - slope) / scale})
+            cases.append(
+                {"term": term, "seed": seed, "relative_error": abs(float((gradient * direction).sum()) - slope) / scale}
+            )
     return {"cases": cases}
-

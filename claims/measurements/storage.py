@@ -19,7 +19,9 @@ def files(*, is_quick: bool) -> dict[str, Any]:
     cases = []
     for seed in range(2 if is_quick else 5):
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64 * 36, 256), nn.Linear(256, 10))
+        model = nn.Sequential(
+            nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64 * 36, 256), nn.Linear(256, 10)
+        )
         for layer in model:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 keep = round(layer.weight.numel() / SPARSER)

@@ -39,7 +39,9 @@ def plain(depth: int, width: int, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int, clip: float | None = None) -> float:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int, clip: float | None = None
+) -> float:
     """Trains with a cosine schedule; the share of test images that are right, 0.1 for a network that is not finite."""
     images, labels, test_images, test_labels = digits()
     order = torch.Generator().manual_seed(1000 + seed)
@@ -82,7 +84,15 @@ def gains(*, is_quick: bool) -> dict[str, Any]:
                 ratio = gradient_ratio(model)
                 optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
                 tried[rate] = train(model, optimizer, steps, seed, clip=0.5)
-            cases.append({"gain": gain, "seed": seed, "gradient_first_over_last": ratio, "accuracy": max(tried.values()), "by_rate": tried})
+            cases.append(
+                {
+                    "gain": gain,
+                    "seed": seed,
+                    "gradient_first_over_last": ratio,
+                    "accuracy": max(tried.values()),
+                    "by_rate": tried,
+                }
+            )
     return {"depth": depth, "width": width, "steps": steps, "cases": cases}
 
 

@@ -63,7 +63,9 @@ def interaction(first: int, one: str, second: int, other: str) -> Measure:
     """Both levels together minus what each does alone, averaged over the third factor, points."""
     third = next(f for f in range(3) if f not in (first, second))
     terms: list[tuple[float, Cell]] = []
-    for (a, sign_a), (b, sign_b), rest in itertools.product(((one, 1), ("none", -1)), ((other, 1), ("none", -1)), LEVELS[third]):
+    for (a, sign_a), (b, sign_b), rest in itertools.product(
+        ((one, 1), ("none", -1)), ((other, 1), ("none", -1)), LEVELS[third]
+    ):
         levels = {first: a, second: b, third: rest}
         terms.append((sign_a * sign_b / len(LEVELS[third]), tuple(levels[f] for f in range(3))))
     return lambda found, level: student(contrast(found, terms), level)
@@ -73,7 +75,10 @@ def gate_effect(penalty: str, manifold: str) -> Measure:
     """Gated minus always on, averaged over metrics, points."""
     terms: list[tuple[float, Cell]] = []
     for metric in METRICS:
-        terms += [(1 / len(METRICS), (metric, manifold, f"{penalty} gated")), (-1 / len(METRICS), (metric, manifold, penalty))]
+        terms += [
+            (1 / len(METRICS), (metric, manifold, f"{penalty} gated")),
+            (-1 / len(METRICS), (metric, manifold, penalty)),
+        ]
     return lambda found, level: student(contrast(found, terms), level)
 
 

@@ -59,7 +59,9 @@ def _gain(gain: float) -> Measure:
 
 def _gain_gradient(gain: float) -> Measure:
     def measure(found: Any, level: float) -> Interval:
-        return geometric([c["gradient_first_over_last"] for c in found["cases"] if math.isclose(c["gain"], gain)], level)
+        return geometric(
+            [c["gradient_first_over_last"] for c in found["cases"] if math.isclose(c["gain"], gain)], level
+        )
 
     return measure
 

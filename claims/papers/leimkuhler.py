@@ -39,8 +39,8 @@ def block_bias(law: str, scheme: str) -> Measure:
     """Sampled minus exact, over blocks of chains."""
 
     def measure(found: Any, level: float) -> Interval:
-        rows = [row for row in found["rows"] if row["law"] == law and row["scheme"] == scheme]
-        return student([row["mean"] - row["exact"] for row in rows], level)
+        row = next(row for row in found["rows"] if row["law"] == law and row["scheme"] == scheme)
+        return student([mean - row["exact"] for mean in row["means"]], level)
 
     return measure
 
@@ -100,7 +100,14 @@ def _counted(key: str) -> Measure:
 
 
 _THREE = ("Circle, k = 1", "Stiefel 3 x 2 (tall)", "the same sphere, by an equation")
-_LAWS = ("Circle, k = 1", "Circle, k = 2", "Stiefel 3 x 2 (tall)", "Stiefel 2 x 3 (wide)", "Sphere S², vMF", "Oblique 2 x 3")
+_LAWS = (
+    "Circle, k = 1",
+    "Circle, k = 2",
+    "Stiefel 3 x 2 (tall)",
+    "Stiefel 2 x 3 (wide)",
+    "Sphere S², vMF",
+    "Oblique 2 x 3",
+)
 
 CLAIMS = (
     Claim(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from claims.intervals import Interval, exact, share
+from claims.intervals import Interval, exact, geometric, share
 from claims.model import Claim, Measure, Number, Paper
 from claims.sources import largest
 from claims.verdicts import at_least, at_most
@@ -83,6 +83,32 @@ def _with_status(status: str) -> Measure:
     return lambda found, level: exact(sum(c["status"] == status for c in found["cases"]), len(found["cases"]))
 
 
+def contests(found: Any) -> list[tuple[float, float, float] | None]:
+    """Quartiles and median of peer's time over ours, contest by contest; None where nobody else does it."""
+    ratios = [contest["ratio"] for contest in found["contests"].values()]
+    return [None if ratio is None else (float(ratio[0]), float(ratio[1]), float(ratio[2])) for ratio in ratios]
+
+
+def standing(ratio: tuple[float, float, float] | None) -> str:
+    """First, level or behind, by the quartiles.
+
+    >>> standing((1.1, 1.3, 1.5)), standing((0.9, 1.0, 1.1)), standing((0.5, 0.6, 0.7)), standing(None)
+    ('first', 'level', 'behind', 'first')
+    """
+    if ratio is None:
+        return "first"
+    return "first" if ratio[0] > 1 else "behind" if ratio[2] < 1 else "level"
+
+
+def _contests(which: str) -> Measure:
+    return lambda found, level: exact(sum(standing(r) == which for r in contests(found)), len(contests(found)))
+
+
+def _speed(found: Any, level: float) -> Interval:
+    return geometric([ratio[1] for ratio in contests(found) if ratio is not None], level)
+
+
+CONTESTS = "benchmarks/contests.json"
 METHODS = ("singular values", "channel gradients", "gated penalties", "submanifolds", "constrained Langevin")
 CLAIMS = (
     Claim(
@@ -118,6 +144,24 @@ CLAIMS = (
         is_papers=False,
         unit_of_n="layers",
         runs=("exact-spectra",),
+    ),
+    Claim(
+        "own-speed",
+        PAPER,
+        "Nobody does the same faster.",
+        "contests on one machine: the same kernels, the same threads, turns taken one after the other, against every peer installed from the registry and against plain torch; the quartiles of peer's time over ours. First: even the lower quartile is above 1; behind: even the upper one is below 1",
+        "a contest in which we are behind",
+        "One machine; the file keeps quartiles of the turns, not single turns. What a benchmark's page explains as a floor still counts as behind here.",
+        (
+            Number("contests in which a peer is faster", CONTESTS, "from the quartiles of the turns, by counting", _contests("behind"), at_most(0), ".0f"),
+            Number("contests in which we are first, or alone", CONTESTS, "from the quartiles of the turns, by counting", _contests("first"), None, ".0f"),
+            Number("contests that are level", CONTESTS, "from the quartiles of the turns, by counting", _contests("level"), None, ".0f"),
+            Number("peer's time over ours, geometric mean over contests", CONTESTS, "as geometric mean of the medians, with Student's interval of the logarithms", _speed, None, ".1f"),
+        ),
+        "benchmarks.md",
+        is_papers=False,
+        unit_of_n="contests",
+        runs=("contests",),
     ),
     Claim(
         "own-ddp",

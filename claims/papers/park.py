@@ -74,7 +74,7 @@ def pruned(found: Any, arm: str, zeros: str) -> list[float]:
 
 def best_dense(found: Any) -> list[float]:
     """The better of the two dense networks, by mean accuracy."""
-    return max((pruned(found, arm, "0.0") for arm in ("dense", "magnitude")), key=lambda values: sum(values))
+    return max((pruned(found, arm, "0.0") for arm in ("dense", "magnitude")), key=sum)
 
 
 def minus_dense(arm: str, zeros: str) -> Measure:
@@ -209,4 +209,3 @@ CLAIMS = (
         runs=("collapse-and-rescue", "tolerance-fashion-mnist-vgg-seeds"),
     ),
 )  # fmt: skip
-

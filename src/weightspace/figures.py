@@ -1,6 +1,7 @@
-"""How plots and the pages that hold them look: colors that color-blind readers can tell apart, line styles, labels that do not overlap.
+"""How plots look: colors that color-blind readers can tell apart, line styles, labels that do not overlap.
 
-matplotlib's object-oriented interface only: no global state, no display, safe beside a user's own pyplot.
+matplotlib's object-oriented interface only: no global state, no display, safe beside a user's own pyplot. The pages that
+hold the plots come from templates: `page_text`.
 """
 
 from __future__ import annotations

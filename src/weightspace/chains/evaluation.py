@@ -89,21 +89,7 @@ def evaluate_chains(recipe: Recipe, run_dir: Path, data: Data, *, accelerator: s
         "rows": [row.summary() for row in rows],
         "gain": {score: vars(rows[3].minus(rows[0], score)) for score in SCORES},
         "gain_of_ensemble": {score: vars(rows[1].minus(rows[0], score)) for score in SCORES},
-        "chains": [
-            {
-                "chain": chain.number,
-                "samples": len(chain.store),
-                "steps": [sample.step for sample in chain.store],
-                "seconds": chain.result.get("seconds"),
-                "temperatures": chain.result.get("temperatures", []),
-                "point": scorer.row(f"last point of chain {chain.number}", [point]).summary(),
-                "average": scorer.row(f"chain {chain.number}", [average]).summary(),
-                "curve": [
-                    [s.step, s.nll, s.average_nll, s.accuracy, s.average_accuracy] for s in chain.average.samples
-                ],
-            }
-            for chain, point, average in zip(chains, points, averages, strict=True)
-        ],
+        "chains": [_of_one(*known, scorer) for known in zip(chains, points, averages, strict=True)],
         "cumulative": _cumulative(averages),
         "calibration": {
             name: measure_calibration(
@@ -113,6 +99,19 @@ def evaluate_chains(recipe: Recipe, run_dir: Path, data: Data, *, accelerator: s
         },
         **_diagnosed(quantities),
         "diverged": diverged,
+    }
+
+
+def _of_one(chain: Chain, point: Prediction, average: Prediction, scorer: Scorer) -> JsonObject:
+    return {
+        "chain": chain.number,
+        "samples": len(chain.store),
+        "steps": [sample.step for sample in chain.store],
+        "seconds": chain.result.get("seconds"),
+        "temperatures": chain.result.get("temperatures", []),
+        "point": scorer.row(f"last point of chain {chain.number}", [point]).summary(),
+        "average": scorer.row(f"chain {chain.number}", [average]).summary(),
+        "curve": [[s.step, s.nll, s.average_nll, s.accuracy, s.average_accuracy] for s in chain.average.samples],
     }
 
 

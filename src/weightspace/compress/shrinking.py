@@ -148,22 +148,7 @@ def shrink(
                 f"keep names {name!r}, but the model has no such layer; names are those of named_modules()"
             )
     judge = _Judge(model, given)
-    current, blocked, folded = judge.copy_of(model), dict[str, str](), 0
-    kept: tuple[Kept, ...] = ()
-    while True:
-        smaller, plan = _round(current, judge, blocked, frozenset(keep))
-        kept = plan.kept
-        if smaller is not None:
-            current, folded = smaller, folded + plan.folded
-        elif not plan.removals:
-            break
-        for root in [removal.root for removal in plan.removals] if smaller is None else ():
-            # They do not fit as a whole, so each is tried alone; what changes the outputs then stays.
-            smaller, single = _round(current, judge, blocked, frozenset(keep), only=root)
-            if smaller is not None:
-                current, folded = smaller, folded + single.folded
-            elif single.removals:
-                blocked[root] = _NOT_FOLLOWED
+    current, kept, folded = _rounds(judge.copy_of(model), judge, frozenset(keep))
     current = _dressed(current, model)
     difference = judge.difference(current)
     if difference > judge.allowed(folded):
@@ -175,10 +160,29 @@ def shrink(
         current,
         tuple(_layers(model, current)),
         (_count(model), _count(current)),
-        (*kept, *(Kept(root, (), reason) for root, reason in blocked.items())),
+        kept,
         folded,
         difference,
     )
+
+
+def _rounds(current: nn.Module, judge: _Judge, keep: frozenset[str]) -> tuple[nn.Module, tuple[Kept, ...], int]:
+    """Removes until nothing goes: the model that is left, what stayed and why, and how many constants were folded."""
+    blocked, folded = dict[str, str](), 0
+    while True:
+        smaller, plan = _round(current, judge, blocked, keep)
+        if smaller is not None:
+            current, folded = smaller, folded + plan.folded
+            continue
+        if not plan.removals:
+            return current, (*plan.kept, *(Kept(root, (), reason) for root, reason in blocked.items())), folded
+        for root in [removal.root for removal in plan.removals]:
+            # They do not fit as a whole, so each is tried alone; what changes the outputs then stays.
+            smaller, single = _round(current, judge, blocked, keep, only=root)
+            if smaller is not None:
+                current, folded = smaller, folded + single.folded
+            elif single.removals:
+                blocked[root] = _NOT_FOLLOWED
 
 
 class _Judge:

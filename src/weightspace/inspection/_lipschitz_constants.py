@@ -81,7 +81,7 @@ def average_pool(module: nn.Module, sizes: tuple[int, ...]) -> float:
         module: One of `AVERAGES` or `ADAPTIVE_AVERAGES`.
         sizes: Spatial sizes of its input.
 
-    >>> average_pool(nn.AvgPool2d(2), (8, 8)), round(average_pool(nn.AvgPool1d(3, stride=1), (64,)), 3)
+    >>> round(average_pool(nn.AvgPool2d(2), (8, 8)), 3), round(average_pool(nn.AvgPool1d(3, stride=1), (64,)), 3)
     (0.5, 0.999)
     """
     pool: Any = module
@@ -92,7 +92,7 @@ def average_pool(module: nn.Module, sizes: tuple[int, ...]) -> float:
     for axis, size in enumerate(sizes):
         eye = torch.eye(size, dtype=torch.float64)[None]
         if isinstance(module, ADAPTIVE_AVERAGES):
-            matrix = functional.adaptive_avg_pool1d(eye, _along(pool.output_size, axis) or size)
+            matrix = functional.adaptive_avg_pool1d(eye, _output(pool.output_size, axis) or size)
         else:
             kernel, stride, padding = (_along(x, axis) for x in (pool.kernel_size, pool.stride, pool.padding))
             matrix = functional.avg_pool1d(eye, kernel, stride, padding, pool.ceil_mode, pool.count_include_pad)
@@ -142,5 +142,9 @@ def _check_dimensions(module: nn.Module, sizes: tuple[int, ...]) -> None:
         )
 
 
+def _output(option: Any, axis: int) -> int | None:
+    return option[axis] if isinstance(option, tuple | list) else option
+
+
 def _along(option: Any, axis: int) -> int:
-    return int(option[axis]) if isinstance(option, tuple | list) else int(option or 0)
+    return int(option[axis] if isinstance(option, tuple | list) else option)

@@ -174,7 +174,7 @@ class Walk(fx.Interpreter):
             terms = [a for a in n.args if isinstance(a, fx.Node) and a in self.bounds]
             if all(self.env[a].shape == value.shape for a in terms):  # broadcasting copies images
                 return sum(self.bounds[a] for a in terms), 1.0, "sum" if len(terms) > 1 else "adds a constant"
-        is_first = len(sources) == 1 and n.args[:1] == (sources[0],)
+        is_first = len(sources) == 1 and (n.args[:1] == (sources[0],) or target in _PRODUCTS)
         found = self._of_one(n, x, value) if known and is_first else None
         if found is None:
             raise InspectionError(unknown(n.name, f"the function {getattr(target, '__name__', target)}"))
@@ -200,10 +200,10 @@ class Walk(fx.Interpreter):
         return found
 
     def _other(self, n: fx.Node) -> torch.Tensor | None:
-        """Absolute values of a second argument that does not depend on the image."""
-        argument: Any = n.args[1] if len(n.args) > 1 else None
-        if isinstance(argument, fx.Node):
-            argument = None if argument in self.bounds else self.env[argument]
+        """Absolute values of the one of two arguments that does not depend on the image."""
+        free = [a for a in n.args if not (isinstance(a, fx.Node) and a in self.bounds)]
+        argument: Any = free[0] if len(free) == 1 and len(n.args) == 2 else None
+        argument = self.env[argument] if isinstance(argument, fx.Node) else argument
         return torch.as_tensor(argument).detach().double().abs() if isinstance(argument, _NUMBERS) else None
 
     def _dimension(self, n: fx.Node, value: torch.Tensor) -> int:

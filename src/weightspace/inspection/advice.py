@@ -11,7 +11,7 @@ from weightspace.inspection.limits import Limits
 
 if TYPE_CHECKING:
     from weightspace.inspection.jacobian import JacobianSpectrum
-    from weightspace.inspection.report import LayerReport
+    from weightspace.inspection.report import LayerReport, Measured
 
 MOST_ADVICE = 5
 _RELU_LIKE = frozenset({"Relu", "Gelu", "Silu", "LeakyRelu", "Elu", "Hardswish", "Mish", "Threshold", "Hardtanh"})
@@ -168,42 +168,49 @@ def _of_jacobian(jacobian: JacobianSpectrum | None, limits: Limits) -> Iterator[
     )
 
 
-def _of_weights(layer: LayerReport, limits: Limits) -> Iterator[Alert]:
+def _of_extremes(layer: LayerReport, limits: Limits) -> Iterator[Alert]:
+    """What the largest singular value alone gives rise to."""
     spectrum, extremes, name = layer.spectrum, layer.spectrum.extremes, layer.name
-    if extremes is not None:
-        top, bound = extremes.sigma_max * _norm_factor(layer), extremes.sigma_max_bound * _norm_factor(layer)
-        allowed = limits.sigma_max * math.sqrt(max(1.0, spectrum.shape[0] / spectrum.shape[1]))
-        if top > allowed:
-            gain = layer.measured.backward_gain if layer.measured is not None else None
-            grows = f", gradients grow {gain:.2g}x here" if gain is not None and gain > 1 else ""
-            folded = " with its batch norm" if layer.norm is not None else ""
-            yield Alert(
-                name,
-                "sigma_max",
-                f"sigma_max {top:.3g}{folded}{grows} (limit {allowed:.3g})",
-                f"ws.penalties.LargestSingularValue({allowed / 2:.2g}, weight=1e-2)",
-                "pull the largest singular value down",
-                0.5 + math.log10(top / allowed),
-            )
-        if not extremes.is_converged and bound > 1.5 * top:
-            yield Alert(
-                name,
-                "unconverged",
-                f"sigma_max is only known to lie in [{top:.3g}, {bound:.3g}]",
-                None,
-                "ask extreme_singular_values() with more steps",
-                0.0,
-            )
-        claim = next((n for n in layer.notes if "SpectralNorm" in n), None)
-        if claim is not None and layer.input_size and not 0.95 <= top <= 1.05:
-            yield Alert(
-                name,
-                "spectral_norm",
-                f"spectral_norm claims a norm of 1 (of the flattened weight), the layer has {top:.3g}",
-                "ws.penalties.LargestSingularValue(1.0, weight=1e-1)",
-                "take spectral_norm off and bound the layer's own norm",
-                1.0 + abs(math.log10(max(top, 1e-30))),
-            )
+    if extremes is None:
+        return
+    top, bound = extremes.sigma_max * _norm_factor(layer), extremes.sigma_max_bound * _norm_factor(layer)
+    allowed = limits.sigma_max * math.sqrt(max(1.0, spectrum.shape[0] / spectrum.shape[1]))
+    if top > allowed:
+        gain = layer.measured.backward_gain if layer.measured is not None else None
+        grows = f", gradients grow {gain:.2g}x here" if gain is not None and gain > 1 else ""
+        folded = " with its batch norm" if layer.norm is not None else ""
+        yield Alert(
+            name,
+            "sigma_max",
+            f"sigma_max {top:.3g}{folded}{grows} (limit {allowed:.3g})",
+            f"ws.penalties.LargestSingularValue({allowed / 2:.2g}, weight=1e-2)",
+            "pull the largest singular value down",
+            0.5 + math.log10(top / allowed),
+        )
+    if not extremes.is_converged and bound > 1.5 * top:
+        yield Alert(
+            name,
+            "unconverged",
+            f"sigma_max is only known to lie in [{top:.3g}, {bound:.3g}]",
+            None,
+            "ask extreme_singular_values() with more steps",
+            0.0,
+        )
+    claim = next((n for n in layer.notes if "SpectralNorm" in n), None)
+    if claim is not None and layer.input_size and not 0.95 <= top <= 1.05:
+        yield Alert(
+            name,
+            "spectral_norm",
+            f"spectral_norm claims a norm of 1 (of the flattened weight), the layer has {top:.3g}",
+            "ws.penalties.LargestSingularValue(1.0, weight=1e-1)",
+            "take spectral_norm off and bound the layer's own norm",
+            1.0 + abs(math.log10(max(top, 1e-30))),
+        )
+
+
+def _of_weights(layer: LayerReport, limits: Limits) -> Iterator[Alert]:
+    spectrum, name = layer.spectrum, layer.name
+    yield from _of_extremes(layer, limits)
     dead = spectrum.dead_modes
     if dead is not None and dead > limits.dead_modes:
         yield Alert(
@@ -262,11 +269,15 @@ def _of_signals(layer: LayerReport, network: Network, limits: Limits) -> Iterato
             "maps, and at normalization and biases",
             abs(math.log10(ratio)) - math.log10(limits.disagreement) - 1.0,
         )
+    yield from _of_dead_channels(layer, measured, limits)
+
+
+def _of_dead_channels(layer: LayerReport, measured: Measured, limits: Limits) -> Iterator[Alert]:
     places = layer.spectrum.shape[1] // max(1, layer.channels[0])
     share = measured.dead_inputs / max(1, layer.channels[0])
     if share > limits.dead_channels and measured.images * places >= limits.least_samples:
         yield Alert(
-            name,
+            layer.name,
             "dead channels",
             f"{measured.dead_inputs} of {layer.channels[0]} input channels are zero for all {measured.images} images "
             f"(limit {limits.dead_channels:.0%})",

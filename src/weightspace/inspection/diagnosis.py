@@ -76,12 +76,7 @@ def inspect(
         (4.0, 4.0, 1, ('called 2 times, figures of the first at each size',))
     """
     begin = time.perf_counter()
-    if not isinstance(model, nn.Module):
-        raise InspectionError(f"inspect() got a {type(model).__name__}; pass a torch.nn.Module.")
-    if detail not in DETAILS:
-        raise InspectionError(f"detail is {detail!r}; choose one of {', '.join(DETAILS)}.")
-    if optimizer is not None and loss is None:
-        raise InspectionError("optimizer= needs loss=: the next step along a random direction says nothing; pass both.")
+    _refuse_arguments(model, detail, loss, optimizer)
     root = unwrap(model)
     _refuse_unborn(root)
     frozen = frozenset(id(p) for p in root.parameters() if not p.requires_grad)
@@ -97,11 +92,7 @@ def inspect(
     whole = None
     if jacobian or (jacobian is None and DETAILS.index(detail) >= DETAILS.index("spectra")):
         whole = _jacobian(root, example_input, STEPS if detail == "exact" else QUICK_STEPS, seed, problems)
-    backward = _backward_gain(seen)
-    forward = seen.output_rms / seen.input_rms if seen.inputs and seen.input_rms else float("nan")
-    head = next((i.name.removesuffix(".weight") for i in describe(root) if i.is_head), None)
-    broken = [name for module, (name, _) in survey.refused.items() if not _is_finite(module)]
-    network = Network(forward, backward, survey.layers, head, whole, broken)
+    network = _network(root, seen, survey, whole)
     alerts = find_alerts(network, limits or Limits())
     refused = [Unsupported(name, type(m).__name__, reason) for m, (name, reason) in survey.refused.items()]
     return Inspection(
@@ -110,8 +101,8 @@ def inspect(
         detail=detail,
         gradient_of="random direction" if loss is None else "loss",
         loss=seen.loss,
-        forward_gain=forward,
-        backward_gain=backward,
+        forward_gain=network.forward_gain,
+        backward_gain=network.backward_gain,
         layers=survey.layers,
         unsupported=(*refused, *find_unsupported(root, survey.shown)),
         jacobian=whole,
@@ -121,6 +112,23 @@ def inspect(
         problems=tuple(problems),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _refuse_arguments(model: object, detail: str, loss: Loss | None, optimizer: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InspectionError(f"inspect() got a {type(model).__name__}; pass a torch.nn.Module.")
+    if detail not in DETAILS:
+        raise InspectionError(f"detail is {detail!r}; choose one of {', '.join(DETAILS)}.")
+    if optimizer is not None and loss is None:
+        raise InspectionError("optimizer= needs loss=: the next step along a random direction says nothing; pass both.")
+
+
+def _network(root: nn.Module, seen: Trace, survey: Survey, whole: JacobianSpectrum | None) -> Network:
+    """What alerts are looked for in."""
+    forward = seen.output_rms / seen.input_rms if seen.inputs and seen.input_rms else float("nan")
+    head = next((i.name.removesuffix(".weight") for i in describe(root) if i.is_head), None)
+    broken = [name for module, (name, _) in survey.refused.items() if not _is_finite(module)]
+    return Network(forward, _backward_gain(seen), survey.layers, head, whole, broken)
 
 
 def _refuse_unborn(model: nn.Module) -> None:

@@ -114,8 +114,18 @@ def lipschitz_bound(
     walk = Walk(tracer.root, graph, types)
     images = torch.cat([example_input[:1], example_input[-1:]]).detach()  # two, so that what couples images is seen
     with torch.no_grad(), full_precision():
-        meant = model(images.clone())
+        try:
+            meant = model(images.clone())
+        except Exception as error:  # the model's own code may raise any kind
+            raise InspectionError(
+                f"The forward pass of {type(model).__name__} fails on the example ({str(error).splitlines()[0]}); pass "
+                "a batch that the model accepts."
+            ) from error
         traced = walk.run(images)
+    if not isinstance(meant, torch.Tensor):
+        raise InspectionError(
+            f"{type(model).__name__} returns a {type(meant).__name__}, no tensor; bound the part that writes scores."
+        )
     if not torch.allclose(traced, meant, rtol=1e-3, atol=1e-5 * float(traced.abs().max())):
         raise InspectionError(
             f"{type(model).__name__} computes something else than its layers in order: a forward hook changes an "
@@ -142,8 +152,9 @@ def certified_radius(
         InspectionError: Shapes do not fit, or the bound is not a number >= 0.
 
     Example:
-        >>> certified_radius(torch.tensor([[3.0, 1.0, 0.0]]), 2.0).mul(8 ** 0.5)  # margin / (sqrt(2) L)
-        tensor([2.], dtype=torch.float64)
+        >>> radius = certified_radius(torch.tensor([[3.0, 1.0, 0.0]]), 2.0)  # margin / (sqrt(2) L)
+        >>> round(radius.item() * 2 ** 0.5, 6)
+        1.0
     """
     value = float(bound)
     if logits.ndim != 2 or logits.shape[1] < 2:
@@ -185,8 +196,8 @@ class _Tracer(fx.Tracer):
 
 def _result(graph: fx.Graph, walk: Walk) -> LipschitzBound:
     output = next(n for n in graph.nodes if n.op == "output").args[0]
-    if not isinstance(output, fx.Node):
-        raise InspectionError("The model returns no single tensor; bound the part that writes the scores.")
+    if not isinstance(output, fx.Node):  # a constant
+        return LipschitzBound(0.0, ())
     value = walk.bounds.get(output, 0.0)
     linear = walk.operators.get(output)
     if linear is None or linear.geometry.dimensions or not isinstance(walk.fetch_attr(str(output.target)), nn.Linear):

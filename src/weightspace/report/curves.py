@@ -26,6 +26,7 @@ from weightspace.figures import (
 )
 from weightspace.report.collect import Curve
 
+Band = tuple[tuple[int, ...], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
 _ZOOM_FROM = 4  # epochs; fewer fit into one panel
 _MOST_TICKS = 7
 _WIDE, _NARROW = 300, 6  # largest over smallest value: from 300 a tick a decade is enough; below 6 every digit has one
@@ -58,20 +59,9 @@ def accuracy_figure(comparison: Comparison, curves: Mapping[str, Sequence[Curve]
     ends: list[float] = []
     end_values: list[float] = []
     for arm in arms:
-        baseline = arm is comparison.baseline
-        epochs, mean, low, high = _band(curves[arm.arm.name], comparison.level)
-        color = color_of(arm.arm.index, baseline=baseline)
+        band = epochs, mean, low, high = _band(curves[arm.arm.name], comparison.level)
         for panel in panels:
-            faint = 0.05 if len(arms) > _FEW else 0.12
-            panel.fill_between(epochs, low, high, color=color, alpha=0.15 if baseline else faint, linewidth=0)
-            panel.plot(
-                *(epochs, mean),
-                color=color,
-                linestyle=line_of(arm.arm.index, baseline=baseline),
-                linewidth=2.2 if baseline else 1.4,
-                marker=marker_of(arm.arm.index, baseline=baseline) if len(epochs) == 1 else None,
-                zorder=4 if baseline else 3,
-            )
+            _draw_band(panel, band, arm.arm.index, baseline=arm is comparison.baseline, faint=len(arms) > _FEW)
         ends.append(float(mean[-1]))
         start = _zoom_start(last) if zoom is not whole else 1
         rows = (mean, low, high) if len(arms) <= _FEW else (mean,)
@@ -85,6 +75,22 @@ def accuracy_figure(comparison: Comparison, curves: Mapping[str, Sequence[Curve]
         zoom.set_ylim(*robust_limits(end_values))
     label_lines(zoom, ends, [_label(arm, comparison) for arm in arms], _looks(arms, comparison))
     return figure
+
+
+def _draw_band(panel: Axes, band: Band, index: int, *, baseline: bool, faint: bool) -> None:
+    """The mean as a line, its interval as a band behind it."""
+    epochs, mean, low, high = band
+    color = color_of(index, baseline=baseline)
+    alpha = 0.15 if baseline else 0.05 if faint else 0.12
+    panel.fill_between(epochs, low, high, color=color, alpha=alpha, linewidth=0)
+    panel.plot(
+        *(epochs, mean),
+        color=color,
+        linestyle=line_of(index, baseline=baseline),
+        linewidth=2.2 if baseline else 1.4,
+        marker=marker_of(index, baseline=baseline) if len(epochs) == 1 else None,
+        zorder=4 if baseline else 3,
+    )
 
 
 def tuning_figure(comparison: Comparison) -> Figure | None:
@@ -164,9 +170,7 @@ def single_run_figure(curve: Curve) -> Figure | None:
     return figure
 
 
-def _band(
-    curves: Sequence[Curve], level: float
-) -> tuple[tuple[int, ...], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _band(curves: Sequence[Curve], level: float) -> Band:
     """Epochs, mean, and interval ends over seeds, in percent; without an interval the ends are the mean."""
     epochs = curves[0].epochs
     rows: list[tuple[float, float, float]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from weightspace.errors import RunError
 from weightspace.figures import STYLE, page_text, save_figure
 from weightspace.files import JsonObject, read_json, reason_of, write_text_atomically
 from weightspace.report.chains import chains_page, is_sampling
-from weightspace.report.collect import METRICS_FILE, LayerTable, arm_curves, arm_layers, read_curve, read_layers
+from weightspace.report.collect import METRICS_FILE, Curve, LayerTable, arm_curves, arm_layers, read_curve, read_layers
 from weightspace.report.curves import accuracy_figure, single_run_figure, tuning_figure
 from weightspace.report.effects import difference_figure, seeds_figure
 from weightspace.report.facts import arm_settings, facts_of, layer_rows, recipe_of, run_summary
@@ -78,38 +78,8 @@ def _comparison_page(comparison: Comparison) -> Page:
     damage: list[str] = []
     curves = {arm.arm.name: arm_curves(comparison, arm, damage) for arm in comparison.arms}
     layers = [table for arm in comparison.arms if (table := arm_layers(comparison, arm, damage)) is not None]
-    level = f"{100 * comparison.level:g}%"
     with rc_context(STYLE):
-        plots = [
-            Plot(
-                "differences",
-                "Difference to the baseline",
-                f"Paired over seeds, with {level} Student-t intervals (not adjusted). Where an interval "
-                "holds zero, seeds alone could make such a difference.",
-                difference_figure(comparison),
-            ),
-            Plot(
-                "accuracy",
-                "Test accuracy over the run",
-                f"Mean over seeds; band: its {level} Student-t interval; black: the baseline. Without diverged runs.",
-                accuracy_figure(comparison, curves),
-            ),
-            Plot(
-                "seeds",
-                "Final accuracy, seed by seed",
-                "After the last epoch. A diverged run counts as chance level.",
-                seeds_figure(comparison),
-            ),
-            Plot(
-                "tuning",
-                "Tuning",
-                "Validation accuracy of every trial, on the held-out part of the training set; filled: chosen. A curve "
-                "that is still rising at its chosen end has not found its best value.",
-                tuning_figure(comparison),
-            ),
-            *_layer_plots(layers),
-        ]
-        images = _save(comparison.run_dir, plots)
+        images = _save(comparison.run_dir, [*_comparison_plots(comparison, curves), *_layer_plots(layers)])
     recipe = comparison.plan.recipe
     return Page(
         title=table_title(comparison),
@@ -127,6 +97,38 @@ def _comparison_page(comparison: Comparison) -> Page:
         facts=[*facts_of(comparison.facts), ("tuning budget", budget_text(comparison))],
         recipe=yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100),
     )
+
+
+def _comparison_plots(comparison: Comparison, curves: Mapping[str, Sequence[Curve]]) -> list[Plot]:
+    level = f"{100 * comparison.level:g}%"
+    return [
+        Plot(
+            "differences",
+            "Difference to the baseline",
+            f"Paired over seeds, with {level} Student-t intervals (not adjusted). Where an interval holds zero, seeds "
+            "alone could make such a difference.",
+            difference_figure(comparison),
+        ),
+        Plot(
+            "accuracy",
+            "Test accuracy over the run",
+            f"Mean over seeds; band: its {level} Student-t interval; black: the baseline. Without diverged runs.",
+            accuracy_figure(comparison, curves),
+        ),
+        Plot(
+            "seeds",
+            "Final accuracy, seed by seed",
+            "After the last epoch. A diverged run counts as chance level.",
+            seeds_figure(comparison),
+        ),
+        Plot(
+            "tuning",
+            "Tuning",
+            "Validation accuracy of every trial, on the held-out part of the training set; filled: chosen. A curve "
+            "that is still rising at its chosen end has not found its best value.",
+            tuning_figure(comparison),
+        ),
+    ]
 
 
 def _single_run_page(run_dir: Path) -> Page:
@@ -150,12 +152,7 @@ def _single_run_page(run_dir: Path) -> Page:
         description=str(recipe.get("description", "")) if isinstance(recipe, dict) else "",
         verdict=sentences,
         warnings=[*concerns, *dict.fromkeys(damage)],
-        columns=[],
-        rows=[],
-        baseline_row=None,
-        notes=[],
         images=images,
-        arms=[],
         layer_columns=[table.title for table in layers],
         layer_rows=layer_rows(layers),
         facts=facts_of(run | {"seed": run.get("seed", result.get("seed"))}),

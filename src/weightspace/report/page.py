@@ -17,16 +17,16 @@ class Page:
     description: str
     verdict: list[str]
     warnings: list[str]
-    columns: list[str]
-    rows: list[list[str]]
-    baseline_row: int | None
-    notes: list[str]
-    images: list[dict[str, str]]
-    arms: list[dict[str, str]]
-    layer_columns: list[str]
-    layer_rows: list[list[str]]
     facts: list[tuple[str, str]]
     recipe: str
+    images: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    columns: list[str] = field(default_factory=list[str])
+    rows: list[list[str]] = field(default_factory=list[list[str]])
+    baseline_row: int | None = None
+    notes: list[str] = field(default_factory=list[str])
+    arms: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    layer_columns: list[str] = field(default_factory=list[str])
+    layer_rows: list[list[str]] = field(default_factory=list[list[str]])
     diagnostics: list[list[str]] = field(default_factory=list[list[str]])
 
 

@@ -72,32 +72,35 @@ def chain_quantities(
     """
     copy = working_copy(model, device)
     place = device_of(copy) if device is None else torch.device(device)
+    followed = _followed(copy, norms)
+
+    def evaluate(sample: Any, number: int) -> dict[str, float]:
+        name = name_of(sample, number)
+        put_into(copy, sample, name)
+        found = _predictions(*labelled(copy, batch, place, logits, name), points)
+        found |= {f"norm of {key}": float(weight.norm()) for key, weight in followed.items()}
+        found |= {f"projection {i}": _projection(copy, seed + i) for i in range(projections)}
+        return found | {key: float(function(copy)) for key, function in (functions or {}).items()}
+
+    rows = [[evaluate(sample, number) for number, sample in enumerate(chain)] for chain in _equally_long(chains)]
+    table = {
+        key: torch.tensor([[found[key] for found in chain] for chain in rows], dtype=torch.float64)
+        for key in rows[0][0]
+    }
+    fixed = {f"norm of {key}" for key in followed if _is_fixed(table[f"norm of {key}"])}
+    values = {key: numbers for key, numbers in table.items() if key not in fixed}
+    return ChainQuantities(values, tuple(f"projection {i}" for i in range(projections)))
+
+
+def _equally_long(chains: object) -> list[list[Any]]:
+    """The last samples of each chain, as many as the shortest one has."""
     if isinstance(chains, str | bytes) or not isinstance(chains, Sequence) or not chains:
         raise SamplingError("chains is no list of chains; give one, even of a single SampleStore")
     lists = [list(flattened(chain)) for chain in chains]
     shortest = min(map(len, lists))
-    lists = [chain[-shortest:] if shortest else [] for chain in lists]
-    followed = _followed(copy, norms)
-    columns: dict[str, list[list[float]]] = {}
-    for chain in lists:
-        rows: dict[str, list[float]] = {}
-        for number, sample in enumerate(chain):
-            name = name_of(sample, number)
-            put_into(copy, sample, name)
-            found = _predictions(*labelled(copy, batch, place, logits, name), points)
-            found |= {f"norm of {key}": float(weight.norm()) for key, weight in followed.items()}
-            found |= {f"projection {i}": _projection(copy, seed + i) for i in range(projections)}
-            found |= {key: float(function(copy)) for key, function in (functions or {}).items()}
-            for key, value in found.items():
-                rows.setdefault(key, []).append(value)
-        for key, found_values in rows.items():
-            columns.setdefault(key, []).append(found_values)
-    if not columns:
+    if not shortest:
         raise SamplingError("a chain has no samples; sample longer")
-    table = {key: torch.tensor(rows, dtype=torch.float64) for key, rows in columns.items()}
-    fixed = {f"norm of {key}" for key in followed if _is_fixed(table[f"norm of {key}"])}
-    values = {key: numbers for key, numbers in table.items() if key not in fixed}
-    return ChainQuantities(values, tuple(f"projection {i}" for i in range(projections)))
+    return [chain[-shortest:] for chain in lists]
 
 
 def _is_fixed(norm: Tensor) -> bool:
