@@ -86,7 +86,7 @@ def _legend(data: Record) -> str:
         + " ".join(CLOCK_WORDS[clock] for clock in clocks)
         + " The best peer is the fastest package or hand-written torch code that answers within the contest's tolerance; what errs more is shown in the details and is nobody's peer. "
         "First: the lower quartile of the ratio is above 1; behind: the upper one is below 1; level: in between. "
-        "The floor is what the question costs at least, bytes at the rate of a copy or flops at that of a matrix product, whichever takes longer. "
+        "The floor is what the question costs at least, bytes at the rate of a copy or a sum in place, or flops at that of a matrix product, whichever takes longer. "
         "Peak memory: growth in a fresh process while the contestant is made from weights and gradients that are in place, and takes two steps."
     )
 
@@ -121,7 +121,7 @@ def _setting(name: str, contest: Record) -> str:
     words = "no simple one" if floor is None else f"{floor['ms']:.3g} ms: {floor['words']}"
     return (
         f"{contest['question']} On {contest['size']}. Error: {contest['error']}; up to {contest['tolerance']:g} is an answer. "
-        f"Floor: {words} (a copy moves {rates['bandwidth'] / 1e9:.3g} GB/s, a matrix product makes {rates['flops'] / 1e9:.3g} Gflop/s). "
+        f"Floor: {words} (the machine moves {rates['bandwidth'] / 1e9:.3g} GB/s, and multiplies matrices at {rates['flops'] / 1e9:.3g} Gflop/s). "
         f"`python -m benchmarks --only {name}`, {contest['date']}, {contest['machine']}, {contest['clock']} clock."
     )
 

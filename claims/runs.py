@@ -10,7 +10,11 @@ from claims.model import Run
 
 CIFAR = "train.parquet and test.parquet of CIFAR-10 (JPEG), see docs/data.md"
 FASHION = "Fashion-MNIST, see docs/data.md"
-_FEW = ("--set", "compare.tune=null", "--set", "compare.seeds=2", "--set", "data.train_size=500", "--set", "data.test_size=500", "--set", "train.epochs=1")  # fmt: skip
+BIBLE = "the King James Bible, see docs/data.md#text"
+_SMALL = ("--set", "data.train_size=500", "--set", "data.test_size=500", "--set", "train.epochs=1")
+_FEW = ("--set", "compare.seeds=2", "--set", "compare.tune.seeds=1")
+# Comparisons that draw their trials at random; the others try a grid.
+_DRAWN = ("deep-plain", "penalties", "submanifolds", "cola", "kjv")
 
 
 def short(name: str, seconds: float, what: str) -> Run:
@@ -34,14 +38,18 @@ def comparison(
     produces = {f"results/{folder}/{name}/table.json": "table.json"}
     if losses:
         produces[f"results/{folder}/losses.json"] = "losses.json"
+    is_tuned = "compare.tune=null" not in settings
+    drawn = ("--set", "compare.tune.random.trials=2") if any(word in recipe for word in _DRAWN) else ()
+    few = (*_FEW, *drawn) if is_tuned else ("--set", "compare.seeds=2")
+    small = tuple(word.replace("=500", "=20000") for word in _SMALL) if recipe.startswith("kjv") else _SMALL
     return Run(
         name,
         ("weightspace", "compare", recipe, "--out", "{out}", *root, *settings),
         produces,
         minutes,
         cost,
-        quick=_FEW,
-        needs=CIFAR if is_cifar else FASHION,
+        quick=(*few, *small),
+        needs=CIFAR if is_cifar else BIBLE if recipe.startswith("kjv") else FASHION,
         then=("claims.losses", "{out}") if losses else (),
     )
 
@@ -60,16 +68,7 @@ def sweep(recipe: str, folder: str, *options: str) -> Run:
         {f"results/gated-penalties/{folder}/tolerance.json": "tolerance.json"},
         None,
         "strengths x gates x seeds",
-        quick=(
-            "--seeds",
-            "1",
-            "--set",
-            "data.train_size=500",
-            "--set",
-            "data.test_size=500",
-            "--set",
-            "train.epochs=1",
-        ),
+        quick=("--seeds", "1", *_SMALL),
         needs=CIFAR if root else FASHION,
     )
 
@@ -105,7 +104,7 @@ _ALL = (
     short("toeplitz", 1, "10 small layers against their matrices"),
     short("exact-spectra", 2, "80 small layers against LAPACK"),
     short("penalty-gradients", 3, "6 penalties x 5 kernels against central differences"),
-    short("gain-sweep", 90, "5 gains x 5 seeds x 2 learning rates, a plain net of 16 layers on digits"),
+    short("gain-sweep", 90, "4 gains x 7 seeds x 2 learning rates, a plain net of 16 layers on digits"),
     short("channel-metric", 1, "2 metrics x 10 gradients against a dense system"),
     short("linear-cost", 10, "2 metrics x 5 sizes x 7 repetitions"),
     short("any-optimizer", 5, "every optimizer of torch x 3 seeds"),
@@ -149,7 +148,7 @@ _ALL = (
     comparison("cifar10-cola", "cola-resnet", None, "20 runs", "--set", "compare.seeds=10", *arms(_COLA_SEEDS), name="cifar10-cola-seeds"),
     comparison("kjv-transformer", "cola-transformer", None, "45 runs"),
     Run("uncertainty", ("experiments.uncertainty", "--out", "{out}"), {"results/uncertainty/results.json": "results.json"}, None, "14 ensembles x 5 repetitions, 32 trials", ("--quick",), FASHION),
-    Run("combinations", ("weightspace", "compare", "experiments/fashion_mnist_combinations.yaml", "--out", "{out}"), {}, None, "30 arms x 8 seeds", needs=FASHION),
+    Run("combinations", ("experiments.combinations", "--runs", "{out}/runs", "--out", "{out}"), {"results/combinations/results.json": "results.json"}, None, "30 arms", ("--set", "compare.seeds=2", *_SMALL), FASHION),
     Run("contests", ("benchmarks",), {}, None, "every contest", ("--quick",), 'the peers: pip install -c constraints.txt ".[bench]"'),
     reliability("ddp", "every case on 2 and 4 processes"),
     reliability("fsdp2", "every case sharded on 2 and 4 ranks"),

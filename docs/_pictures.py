@@ -151,7 +151,7 @@ def step() -> Drawing:
 
 # Bands from the ground up. A room imports from bands below its own, and from rooms to its left in its own.
 ROOMS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    ("everywhere", "every room may use these", "plain", {"errors": "one sentence each", "precision": "full, by request", "files": "whole or not at all"}),
+    ("everywhere", "every room may use these", "plain", {"errors": "one sentence each", "precision": "full, by request", "files": "whole or not at all", "extras": "asked for when needed"}),
     ("ground floor", "what a weight is", "plain", {"kernels": "views, selections", "operators": "layers as maps", "sharding": "who has which part", "figures": "how plots look"}),
     ("mathematics", "one algorithm, one module", "blue", {"on": "ws.on.convs", "metrics": "of gradients", "gates": "when", "penalties": "where to", "manifolds": "where"}),
     ("in force", "on your own optimizer", "orange", {"registry": "a row for each rule", "optim": "attach, SubmanifoldSGD, ConstrainedLangevin"}),

@@ -15,8 +15,8 @@ STRETCH_STEPS, STRETCH_LENGTH = 80, 1e-2
 
 def smallest_change(
     model: nn.Module, images: Tensor, labels: Tensor, radii: Sequence[float], *, steps: int = STEPS, seed: int = 0
-) -> Tensor:
-    """The Euclidean norm of the smallest change found that fools the model: `(images,)`, infinity where none was found.
+) -> tuple[Tensor, Tensor]:
+    """The smallest change found that fools the model, an image: its norm `(images,)`, infinity where none was found.
 
     Projected gradient descent on the margin from a random start, once for every radius; images stay within [0, 1]. The
     margin, not the cross-entropy: its gradient does not vanish where a network is sure, whatever the scale of its
@@ -29,10 +29,22 @@ def smallest_change(
         radii: Of the balls to search.
         steps: Of 2.5 radii / steps each.
         seed: Of the random starts.
+
+    Returns:
+        Euclidean norms, and the changes themselves, like the images.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         found = torch.where(model(images).argmax(1) == labels, math.inf, 0.0).double()
+    best = torch.zeros_like(images)
+
+    def keep(change: Tensor, scores: Tensor) -> None:
+        nonlocal found, best
+        lengths = change.double().flatten(1).norm(dim=1)
+        is_better = (scores.argmax(1) != labels) & (lengths < found)
+        found = torch.where(is_better, lengths, found)
+        best = torch.where(is_better.view(-1, *[1] * (images.ndim - 1)), change, best)
+
     for radius in radii:
         change = torch.randn(images.shape, generator=generator).to(images)
         change = _inside(images, radius * change / _norm(change), radius)
@@ -43,16 +55,12 @@ def smallest_change(
             others = scores.scatter(1, labels[:, None], -math.inf).amax(1)
             (gradient,) = torch.autograd.grad((others - own).sum(), change)
             with torch.no_grad():
-                fooled = scores.argmax(1) != labels
-                lengths = change.double().flatten(1).norm(dim=1)
-                found = torch.where(fooled & (lengths < found), lengths, found)
+                keep(change, scores)
                 step = 2.5 * radius / steps * gradient / _norm(gradient).clamp(min=1e-12)
                 change = _inside(images, change + step, radius)
         with torch.no_grad():
-            lengths = change.double().flatten(1).norm(dim=1)
-            fooled = model(images + change).argmax(1) != labels
-            found = torch.where(fooled & (lengths < found), lengths, found)
-    return found
+            keep(change, model(images + change))
+    return found, best
 
 
 def largest_stretch(model: nn.Module, images: Tensor) -> tuple[float, Tensor, Tensor]:

@@ -158,13 +158,13 @@ def row_of(result: JsonObject, chance: float) -> JsonObject:
 
 
 def spread_in(folder: Path) -> JsonObject:
-    """The spectra of a run's convolutions, and the geometric mean over them of largest over smallest value."""
+    """The geometric mean over a run's convolutions of largest over smallest singular value; None where not measured."""
     path = folder / SPECTRA_FILE
     layers: dict[str, list[float] | None] = read_json(path)["layers"] if path.exists() else {}
     ends = [pair for pair in layers.values() if pair is not None and pair[0] > 0]
     is_known = bool(layers) and len(ends) == len(layers)
     spread = math.exp(fmean(math.log(high / low) for low, high in ends)) if is_known else None
-    return {"spectra": layers, "spread": spread}
+    return {"spread": spread}
 
 
 def finite(number: float) -> float | None:

@@ -44,7 +44,7 @@ def analyze(results: JsonObject) -> JsonObject:
         "units": {"accuracy": "percentage points", "loss": "nats, lower is better"},
         "level": results["level"],
         "seeds": sorted({run["seed"] for cell in cells.values() for run in cell["runs"]}),
-        "runs": sum(len(cell["runs"]) + len(cell["trials"]) for cell in cells.values()),
+        "runs": sum(len(cell["runs"]) for cell in cells.values()),
         "factors": results["factors"],
         "missing": every,
         "cells": {name: facts(cell, results["chance"]) for name, cell in cells.items()},

@@ -23,6 +23,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "errors": "",
         "precision": "",
         "files": "",
+        "extras": "",
         "figures": "",
         "kernels": "",
         "operators": "",
@@ -45,7 +46,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "doctor": "training",
     }.items()
 }
-GROUND = ("errors", "precision", "files")  # what every room may import
+GROUND = ("errors", "precision", "files", "extras")  # what every room may import
 UPPER = ("training", "integrations", "compare", "chains", "report", "doctor", "cli", "__main__")
 # What `import weightspace` must not load: these come with extras, cost seconds, or both.
 HEAVY = (

@@ -151,7 +151,7 @@ def test_the_report_draws_and_counts_with_cells_missing(module: Any, tmp_path: P
     module("_report").write(results_of(cells), tmp_path)
     found = read_json(tmp_path / "effects.json")
     assert found["missing"] == ["M / B / P"]
-    assert found["runs"] == 17 * (5 + 3)
+    assert found["runs"] == 17 * 5
     assert (found["cells"]["M + A + P"]["diverged"], found["cells"]["M + A + P"]["collapsed"]) == (5, 5)
     plain = found["cells"]["plain"]
     assert (plain["zeros_convolutions"], plain["zeros_linear"], plain["lr_at_edge"]) == pytest.approx((0.2, 0.6, True))

@@ -61,7 +61,8 @@ def train(
     return float((scores.argmax(1) == test_labels).double().mean())
 
 
-GAINS = (0.5, 1.0, 2**0.5, 2.0, 4.0)
+GAINS = (0.5, 1.0, 2.0, 4.0)
+GAIN_SEEDS = (20, 21, 22, 23, 24, 25, 26)  # others chose the settings, and the way of judging
 RATES = (0.02, 0.1)
 
 
@@ -74,7 +75,7 @@ def gains(*, is_quick: bool) -> dict[str, Any]:
     depth, width, steps = 16, 8, 20 if is_quick else 150
     cases = []
     for gain in GAINS:
-        for seed in SEEDS[: 1 if is_quick else None]:
+        for seed in GAIN_SEEDS[: 1 if is_quick else None]:
             tried = {}
             for rate in RATES:
                 model = plain(depth, width, seed)

@@ -83,29 +83,34 @@ def _with_status(status: str) -> Measure:
     return lambda found, level: exact(sum(c["status"] == status for c in found["cases"]), len(found["cases"]))
 
 
-def contests(found: Any) -> list[tuple[float, float, float] | None]:
-    """Quartiles and median of peer's time over ours, contest by contest; None where nobody else does it."""
-    ratios = [contest["ratio"] for contest in found["contests"].values()]
-    return [None if ratio is None else (float(ratio[0]), float(ratio[1]), float(ratio[2])) for ratio in ratios]
+def standing(contest: Any) -> str:
+    """First, level or behind, by the quartiles of peer's time over ours; alone counts as first, no answer as behind.
 
-
-def standing(ratio: tuple[float, float, float] | None) -> str:
-    """First, level or behind, by the quartiles.
-
-    >>> standing((1.1, 1.3, 1.5)), standing((0.9, 1.0, 1.1)), standing((0.5, 0.6, 0.7)), standing(None)
-    ('first', 'level', 'behind', 'first')
+    >>> [standing({"ours": "x", "ratio": r}) for r in ([1.1, 1.3, 1.5], [0.9, 1.0, 1.1], [0.5, 0.6, 0.7], None)]
+    ['first', 'level', 'behind', 'first']
     """
+    ratio = contest["ratio"]
+    if contest["ours"] is None:
+        return "behind"
     if ratio is None:
         return "first"
     return "first" if ratio[0] > 1 else "behind" if ratio[2] < 1 else "level"
 
 
 def _contests(which: str) -> Measure:
-    return lambda found, level: exact(sum(standing(r) == which for r in contests(found)), len(contests(found)))
+    """Contests that stand so, counted."""
+
+    def measure(found: Any, level: float) -> Interval:
+        contests = found["contests"].values()
+        return exact(sum(standing(contest) == which for contest in contests), len(contests))
+
+    return measure
 
 
 def _speed(found: Any, level: float) -> Interval:
-    return geometric([ratio[1] for ratio in contests(found) if ratio is not None], level)
+    """Geometric mean of the medians of peer's time over ours."""
+    ratios = [contest["ratio"] for contest in found["contests"].values()]
+    return geometric([float(ratio[1]) for ratio in ratios if ratio is not None], level)
 
 
 CONTESTS = "benchmarks/contests.json"
@@ -148,7 +153,7 @@ CLAIMS = (
     Claim(
         "own-speed",
         PAPER,
-        "Nobody does the same faster.",
+        "No peer is faster at anything that both do.",
         "contests on one machine: the same kernels, the same threads, turns taken one after the other, against every peer installed from the registry and against plain torch; the quartiles of peer's time over ours. First: even the lower quartile is above 1; behind: even the upper one is below 1",
         "a contest in which we are behind",
         "One machine; the file keeps quartiles of the turns, not single turns. What a benchmark's page explains as a floor still counts as behind here.",

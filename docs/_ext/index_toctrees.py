@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
+# A reference's own list: its pages of one module each are the entries below it.
+_REFERENCE = "api/index"
 _LINK = re.compile(r"\]\(([^()\s#]+\.(?:md|rst))(?:#[^()\s]*)?\)")
 
 
@@ -63,6 +65,9 @@ def _add_toctrees(app: Sphinx, docname: str, content: list[str]) -> None:
     sections = read_index((Path(app.srcdir) / "index.md").read_text(encoding="utf-8"))
     if docname == "index":
         content[0] += "".join(_toctree(pages, caption) for caption, pages in sections.captions.items())
+    elif docname == _REFERENCE:
+        pages = dict.fromkeys(link for link in _LINK.findall(content[0]) if link.endswith(".rst"))
+        content[0] += _toctree([f"api/{page.removesuffix('.rst')}" for page in pages])
     elif below := sections.below.get(docname):
         content[0] += _toctree(below)
 

@@ -78,8 +78,10 @@ class Code(SphinxRole):
 
 def _without_colon(line: str) -> str:
     """A first line whose colon stands on the next: napoleon takes what is before it for the type of a property."""
-    first, _, rest = line.partition(" ")
-    return f"{first}\n{rest}" if rest and ":" in line and ":" not in first else line
+    for space in re.finditer(" ", line.partition(":")[0] if ":" in line else ""):
+        if line[: space.start()].count("`") % 2 == 0:  # not within code
+            return f"{line[: space.start()]}\n{line[space.end() :]}"
+    return line
 
 
 def _process(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import operator
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,9 +11,9 @@ from typing import Any
 
 from weightspace.errors import SelectionError
 from weightspace.kernels._identity import identity
+from weightspace.kernels.expressions import SHOWN, read_expression
 from weightspace.kernels.parameters import ParameterInfo
 
-_LONGEST, _SHOWN = 4000, 200  # characters
 _MOST = 100  # each is a call within a call when a parameter is looked at
 
 
@@ -163,23 +162,13 @@ def parse(text: str) -> Selection:
         >>> parse("dense_convs & ~head") == dense_convs & ~head
         True
     """
-    if not isinstance(text, str):
-        raise SelectionError(f"parse() reads a selection from text such as 'convs & ~head'; got {text!r}.")
-    if len(text) > _LONGEST:
-        raise SelectionError(f"The selection {text[:_SHOWN]!r}... has {len(text):,} characters; none has {_LONGEST:,}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of "1x": the sentence below says more
-            tree = ast.parse(text.strip(), mode="eval")
-        if sum(isinstance(node, ast.BinOp | ast.UnaryOp) for node in ast.walk(tree)) > _MOST:
-            raise SelectionError(f"The selection {text[:_SHOWN]!r}... has more than {_MOST} of &, | and ~.")
-        return _build(tree.body, text)
-    # ValueError: a null byte; a SelectionError is one as well. The last two: nested too deep.
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, SelectionError):
-            raise
-        reason = getattr(error, "msg", error) or "it is nested too deep"
-        raise SelectionError(f"The selection {text[:_SHOWN]!r} cannot be read: {reason}.") from error
+
+    def build(node: ast.expr) -> Selection:
+        if sum(isinstance(part, ast.BinOp | ast.UnaryOp) for part in ast.walk(node)) > _MOST:
+            raise SelectionError(f"The selection {text[:SHOWN]!r}... has more than {_MOST} of &, | and ~.")
+        return _build(node, text)
+
+    return read_expression(text, "selection", "convs & ~head", build, SelectionError)
 
 
 def _build(node: ast.expr, text: str) -> Selection:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from weightspace.errors import RuleError, nearest
+from weightspace.kernels.expressions import read_expression
 from weightspace.manifolds.base import Manifold
 
-_LONGEST, _SHOWN = 4000, 200  # characters
 _KNOWN: dict[str, type[Manifold]] = {}
 
 
@@ -33,21 +32,7 @@ def parse(text: str) -> Manifold:
         >>> manifolds.parse("sphere(slice, radius=2.0)").text()
         'sphere(slice, radius=2.0)'
     """
-    if not isinstance(text, str):
-        raise RuleError(f"parse() reads a manifold from text such as 'sphere(filter)'; got {text!r}.")
-    if len(text) > _LONGEST:
-        raise RuleError(f"The manifold {text[:_SHOWN]!r}... has {len(text):,} characters; none has {_LONGEST:,}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of "1x": the sentence below says more
-            tree = ast.parse(text.strip(), mode="eval")
-        return _build(tree.body, text)
-    # ValueError: a null byte; a RuleError is one as well. The last three: nested too deep, or a number of 400 digits.
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
-        if isinstance(error, RuleError):
-            raise
-        reason = getattr(error, "msg", error) or "it is nested too deep"
-        raise RuleError(f"The manifold {text[:_SHOWN]!r} cannot be read: {reason}.") from error
+    return read_expression(text, "manifold", "sphere(filter)", lambda node: _build(node, text), RuleError)
 
 
 def _build(node: ast.expr, text: str) -> Manifold:

@@ -24,7 +24,8 @@ from weightspace.kernels.options import choice, positive_number, seed_or_none
 from weightspace.kernels.selection import Selection
 from weightspace.kernels.stacking import Workspace
 from weightspace.metrics._constants import Boundary, kept
-from weightspace.metrics._recurrence import multiply_safely, solve
+from weightspace.metrics._integrals import integrate
+from weightspace.metrics._recurrence import BLOCK, FEW, multiply_safely, solve
 from weightspace.metrics.base import Axis, AxisMetric, Layout
 
 Order = Literal["H1", "mean+derivative"]
@@ -172,6 +173,15 @@ def _mean_and_derivative(
     grad: torch.Tensor, strength: float, boundary: Boundary, out: torch.Tensor, work: Workspace
 ) -> None:
     """Integrates twice: `d = -cumsum(g - mean)/strength`, `G = [0, cumsum d]`, moved to the mean of g."""
+    batch, length, inner = grad.shape
+    if length % BLOCK == 0 and grad.is_contiguous() and (batch == 1 or inner == 1 or inner >= FEW):
+        target = out
+        if out.data_ptr() == grad.data_ptr() or not out.is_contiguous():
+            target = work.lend("integral", tuple(grad.shape), grad)
+        integrate(grad, strength, boundary, target, work)
+        if target is not out:
+            out.copy_(target)
+        return
     mean = grad.mean(dim=1, keepdim=True)
     buffer = torch.sub(grad, mean, out=work.lend("integral", tuple(grad.shape), grad))
     torch.cumsum(buffer, dim=1, out=out)
