@@ -131,19 +131,24 @@ def parser() -> argparse.ArgumentParser:
         help="cpu: this process's processor time, on a shared machine; contests only",
     )
     made.add_argument("--seconds", type=float, default=12.0, help="for the turns of one contest, about")
+    made.add_argument(
+        "--no-memory", action="store_true", help="leave the peaks of memory out, which take a process each"
+    )
     made.add_argument("--quick", action="store_true", help="few turns, small networks; writes nothing")
     return made
 
 
 def run_contests(names: list[str], options: argparse.Namespace) -> None:
-    """With memory on a quiet path: each contestant once more, in a process of its own."""
+    """Times and errors here, memory in processes of their own."""
     if options.clock == "cpu" and device().type != "cpu":
         raise SystemExit(
             "--clock cpu reads the processor's time, which says nothing about an accelerator; leave it out."
         )
     peak = contests_memory.peak_of(quick=options.quick)
     limits: dict[str, Any] = {"seconds": 0.2, "rounds": 3} if options.quick else {"seconds": options.seconds}
-    settings = Settings(options.clock, quick=options.quick, peak=None if options.quick else peak, **limits)
+    settings = Settings(
+        options.clock, quick=options.quick, peak=None if options.quick or options.no_memory else peak, **limits
+    )
     words = ["python -m benchmarks", f"--threads {options.threads}", f"--clock {options.clock}"]
     contests_run.run(names, settings, " ".join(words), docs=None if options.quick else DOCS)
 

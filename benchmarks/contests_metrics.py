@@ -57,12 +57,12 @@ def stepping(make: Make, exact: Exact, *, quick: bool) -> Running:
     return Running(make(model), error)
 
 
-def attached(rule: Rule, *, inplace: bool = False) -> Make:
+def attached(rule: Rule, **options: bool) -> Make:
     """Ours."""
 
     def make(model: nn.Module) -> Step:
         optimizer = sgd(model)
-        ws.attach(optimizer, model, rule, inplace=inplace)
+        ws.attach(optimizer, model, rule, **options)
         return optimizer.step
 
     return make
@@ -208,6 +208,9 @@ CONTESTS = [
         ours={
             "`attach(SGD, GradientCentralization())`": attached(M.GradientCentralization()),
             "the same, `inplace=True`": attached(M.GradientCentralization(), inplace=True),
+            "the same, `inplace=True, check_finite=False`": attached(
+                M.GradientCentralization(), inplace=True, check_finite=False
+            ),
         },
         by_hand={"torch: mean, subtract": transformed(centralize_by_hand)},
     ),
@@ -216,7 +219,12 @@ CONTESTS = [
         "ChannelL2",
         "Damp what deviates from the mean gradient of all output channels by 4.",
         channel_mean,
-        ours={"`attach(SGD, ChannelL2())`": attached(M.ChannelL2(smoothing=SMOOTHING, on=ws.on.convs))},
+        ours={
+            "`attach(SGD, ChannelL2())`": attached(M.ChannelL2(smoothing=SMOOTHING, on=ws.on.convs)),
+            "the same, `check_finite=False`": attached(
+                M.ChannelL2(smoothing=SMOOTHING, on=ws.on.convs), check_finite=False
+            ),
+        },
         by_hand={"torch: mean, lerp": transformed(channel_mean_by_hand)},
     ),
     contest(

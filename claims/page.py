@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from claims.evaluate import Found, Result
 from claims.model import Paper, Run
-from claims.runs import RUNS
+from claims.runs import RUNS, cheap_runs, duration
 from claims.verdicts import RULES, Verdict
 
 HEAD = """# Claims: what the papers say, and what came of it here
@@ -30,10 +31,10 @@ means that we did not see it, which may be our scale; where the data say the opp
 
 def render(results: Sequence[Result]) -> str:
     """The whole page."""
-    cheap = [run for run in RUNS.values() if run.arguments[0] == "claims.measurements"]
+    cheap = cheap_runs()
     minutes = sum(run.minutes or 0 for run in cheap)
     touched = sum(any(run.name in result.claim.runs for run in cheap) for result in results)
-    parts = [HEAD.format(cheap=touched, minutes=f"{minutes:.0f}"), _overview(results)]
+    parts = [HEAD.format(cheap=touched, minutes=f"{math.ceil(minutes)}"), _overview(results)]
     for paper in dict.fromkeys(result.claim.paper for result in results):
         own = [result for result in results if result.claim.paper == paper]
         parts.append(_paper(paper, own))
@@ -147,9 +148,8 @@ def _short(source: str) -> str:
 
 def _repeat(run: Run) -> str:
     words = ["python -m claims --rerun", run.name, *(["--root FOLDER"] if run.needs_root else [])]
-    time = "time not recorded" if run.minutes is None else f"about {run.minutes:g} minutes"
     needs = f"; needs {run.needs}" if run.needs else ""
-    return f"`{' '.join(words)}` ({run.cost}; {time} on 2 cores{needs})"
+    return f"`{' '.join(words)}` ({run.cost}; {duration(run)}{needs})"
 
 
 def anchor(heading: str) -> str:

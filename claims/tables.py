@@ -9,7 +9,7 @@ from rich.table import Table
 
 from claims.evaluate import Result
 from claims.registry import CLAIMS
-from claims.runs import RUNS
+from claims.runs import RUNS, duration
 from claims.verdicts import Verdict
 
 _COLORS = {
@@ -42,10 +42,9 @@ def verdicts(results: Sequence[Result]) -> None:
 def costs() -> None:
     """One row a run: what it costs, which claims it is for."""
     table = Table(title="python -m claims --rerun NAME (or the name of a claim)", expand=False)
-    for column in ("run", "minutes", "what", "needs", "claims"):
+    for column in ("run", "time", "what", "needs", "claims"):
         table.add_column(column, overflow="fold")
     for run in RUNS.values():
         claims = [claim.name for claim in CLAIMS if run.name in claim.runs]
-        minutes = "?" if run.minutes is None else f"{run.minutes:g}"
-        table.add_row(run.name, minutes, run.cost, run.needs or "–", ", ".join(claims))
+        table.add_row(run.name, duration(run), run.cost, run.needs or "–", ", ".join(claims))
     Console(width=None if Console().is_terminal else 160).print(table)

@@ -132,7 +132,9 @@ def _cell(text: str) -> str:
 
 def render() -> str:
     """The whole page."""
-    commands = [(str(c.name), inspect.unwrap(c.callback)) for c in app.registered_commands if c.callback and not c.hidden]
+    commands = [
+        (str(c.name), inspect.unwrap(c.callback)) for c in app.registered_commands if c.callback and not c.hidden
+    ]
     return "\n".join([INTRODUCTION, *(section(name, command) for name, command in commands)])
 
 

@@ -16,7 +16,10 @@ HERE = Path(__file__).parent
 PAGE = HERE / "gallery.md"
 REPORTS = "gallery/reports"
 # Data that come with a package which the recipe needs anyway.
-BUNDLED_DATA = {"digits": "scikit-learn's handwritten digits, 8×8; no download", "verses": "103 verses; come with weightspace"}
+BUNDLED_DATA = {
+    "digits": "scikit-learn's handwritten digits, 8×8; no download",
+    "verses": "103 verses; come with weightspace",
+}
 DATA = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10", "bible-kjv": "King James Bible"}
 
 
@@ -49,7 +52,9 @@ RESULTS = {
     "cifar10-vgg": _plot("channel-directed", "cifar10-vgg/differences.png", _DIFFERENCES),
     "cifar10-resnet": _plot("channel-directed", "cifar10-resnet/differences.png", _DIFFERENCES),
     "deep-plain": _plot("deep-plain", "deep-plain/differences.png", _DIFFERENCES),
-    "fashion-mnist-penalties": _plot("singular-value-penalties", "fashion-mnist-penalties/differences.png", _DIFFERENCES),
+    "fashion-mnist-penalties": _plot(
+        "singular-value-penalties", "fashion-mnist-penalties/differences.png", _DIFFERENCES
+    ),
     "cifar10-penalties": _plot("singular-value-penalties", "cifar10-penalties/differences.png", _DIFFERENCES),
     "fashion-mnist-gates-vgg": _plot("gated-penalties", "fashion-mnist-vgg/tolerance.png", _LEVELS),
     "fashion-mnist-gates-alexnet": _plot("gated-penalties", "fashion-mnist-alexnet/tolerance.png", _LEVELS),
@@ -119,7 +124,11 @@ def _what(recipe: Recipe) -> str:
     if recipe.sweep is not None:
         return f"a sweep of strengths under {len(recipe.sweep.gates)} gates, {steps}"
     rules = ", ".join(str(rule.get("rule")) for rule in recipe.rules) if recipe.rules else "no rules"
-    return f"one run of {train.optimizer.name}, {rules}, {steps}" if recipe.sample is None else f"chains of {train.optimizer.name}, {steps}"
+    return (
+        f"one run of {train.optimizer.name}, {rules}, {steps}"
+        if recipe.sample is None
+        else f"chains of {train.optimizer.name}, {steps}"
+    )
 
 
 def entry(name: str, names: tuple[str, ...]) -> str:
@@ -130,7 +139,11 @@ def entry(name: str, names: tuple[str, ...]) -> str:
         names: All recipes: is there one at full size?
     """
     recipe = load_recipe(name)
-    rows = [("data", _data(recipe)), ("network", f"`{recipe.model.name}` ([models](models.md))"), ("what runs", _what(recipe))]
+    rows = [
+        ("data", _data(recipe)),
+        ("network", f"`{recipe.model.name}` ([models](models.md))"),
+        ("what runs", _what(recipe)),
+    ]
     if f"{name}-full" in names:
         rows.append(("full size", f"`{name}-full`: {load_recipe(f'{name}-full').description}"))
     result = RESULTS.get(name)
@@ -139,9 +152,11 @@ def entry(name: str, names: tuple[str, ...]) -> str:
         links.append(f'<a href="{REPORTS}/{name}.html">report</a>')
     if links:
         rows.append(("what came out", ", ".join(links)))
-    table = "\n".join(["| | |", "|---|---|", *(f"| {left} | {right.replace('|', chr(92) + '|')} |" for left, right in rows)])
+    table = "\n".join(
+        ["| | |", "|---|---|", *(f"| {left} | {right.replace('|', chr(92) + '|')} |" for left, right in rows)]
+    )
     sentence = recipe.description[0].upper() + recipe.description[1:]
-    parts = [f"### {name}", f"{sentence}.", f"```\n{command_of(recipe)}\n```", table]
+    parts = [f"### {name}", f"{sentence}.", f"```bash\n{command_of(recipe)}\n```", table]
     if result:
         parts.append(f"![{name}: {result.shows}]({result.picture})")
     return "\n\n".join(parts) + "\n"

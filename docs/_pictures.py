@@ -86,7 +86,9 @@ class Drawing:
         """One line of text."""
         self.parts.append(f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" class="{style}">{escape(words)}</text>')
 
-    def box(self, x: float, y: float, w: float, h: float, color: str, head: str, *lines: str, code: bool = False) -> None:
+    def box(
+        self, x: float, y: float, w: float, h: float, color: str, head: str, *lines: str, code: bool = False
+    ) -> None:
         """A rounded box with a heading and smaller lines under it, centered."""
         self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="9" class="{color}"/>')
         top = y + h / 2 - 8.5 * len(lines) + 5
@@ -121,9 +123,19 @@ class Drawing:
 
 def step() -> Drawing:
     """What happens between `loss.backward()` and the next forward pass."""
-    d = Drawing(960, 356, "One training step: backward, metric, penalties behind gates, tangent projection, optimizer, proximal step, retraction, forward")
+    d = Drawing(
+        960,
+        356,
+        "One training step: backward, metric, penalties behind gates, tangent projection, optimizer, proximal step, retraction, forward",
+    )
     d.band(196, 16, 748, 324)
-    d.text(930, 36, "inside optimizer.step(): p.grad is lent a buffer and comes back as backward() left it", style="small", anchor="end")
+    d.text(
+        930,
+        36,
+        "inside optimizer.step(): p.grad is lent a buffer and comes back as backward() left it",
+        style="small",
+        anchor="end",
+    )
     d.box(16, 60, 156, 62, "plain", "loss.backward()", "yours")
     d.box(216, 60, 150, 62, "blue", "metric", "how the gradient", "is measured")
     d.parts.append('<circle cx="424" cy="91" r="15" class="plain"/>')
@@ -164,7 +176,11 @@ ROOMS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
 
 def rooms() -> Drawing:
     """The rooms of the package, floor upon floor."""
-    d = Drawing(960, 24 + 74 * len(ROOMS), "The rooms of the package, floor upon floor; a room imports from floors below it and from its left")
+    d = Drawing(
+        960,
+        24 + 74 * len(ROOMS),
+        "The rooms of the package, floor upon floor; a room imports from floors below it and from its left",
+    )
     for number, (name, what, color, tiles) in enumerate(reversed(ROOMS)):
         y = 12 + 74 * number
         d.text(12, y + 31, name, style="head", anchor="start")
@@ -181,7 +197,7 @@ CHOICES = (
     ("my deep network does not train", "first ws.inspect: do gains grow or fade?", "orange", "SingularValueBand · Sphere(radius=2 ** 0.5)", "start with He's initialization; measured on 24 layers"),
     ("filters repeat each other", "or every direction should pass alike", "green", "Stiefel()", "ahead of tuned SGD in three of four short trainings"),
     ("one norm for every filter, cheaply", "scale is set elsewhere: batch norm, a scalar", "green", "Sphere() · Oblique() · ZeroMeanSphere()", "no gain in accuracy seen"),
-    ("no layer may enlarge by more than a bound", "a number to certify, not to hope for", "orange", "LargestSingularValue + ws.norm_bound", "the penalty pulls, the bound is proved"),
+    ("no layer may enlarge by more than a bound", "a number to certify, not to hope for", "orange", "LargestSingularValue + ws.norm_bound · ws.lipschitz_bound", "the penalty pulls, the bound is proved"),
     ("a smaller file, a smaller network", "and it collapses when the penalty is strong?", "violet", "L1 · GroupL1 + gate, then ws.compress", "weightspace tolerance says whether you need a gate"),
     ("how sure is it?", "one run, many networks", "rose", "ConstrainedLangevin + ws.sampling", "temperature=1 is the posterior"),
     ("gradients along channels", "a question of research, not of accuracy", "blue", "ChannelL2 · ChannelSobolev", "not ahead of tuned SGD in four comparisons"),
@@ -191,7 +207,15 @@ CHOICES = (
 def choose() -> Drawing:
     """From what you want to what to take."""
     d = Drawing(960, 92 + 74 * len(CHOICES), "From what you want to the rule to take")
-    d.box(12, 12, 936, 52, "plain", "First tune the learning rate of what you have. Believe a difference only over seeds, with an interval.", "weightspace compare does that, at equal trials for all arms")
+    d.box(
+        12,
+        12,
+        936,
+        52,
+        "plain",
+        "First tune the learning rate of what you have. Believe a difference only over seeds, with an interval.",
+        "weightspace compare does that, at equal trials for all arms",
+    )
     for number, (want, more, color, take, note) in enumerate(CHOICES):
         y = 84 + 74 * number
         d.box(60, y, 366, 58, "plain", want, more)

@@ -35,7 +35,7 @@ from weightspace.inspection import LipschitzBound, certified_radius, lipschitz_b
 from weightspace.training.data import load_data
 from weightspace.training.environment import machine, versions
 
-STEPS, TUNING_STEPS, BATCH, WARMUP = 600, 200, 128, 30
+STEPS, TUNING_STEPS, BATCH, WARMUP = 400, 200, 128, 30
 TRIALS, TUNED_RADIUS, TUNING_SEED = 6, 0.25, 1000
 SEEDS = tuple(range(5))
 RADII = (0.1, 0.25, 0.5, 1.0)  # attacked

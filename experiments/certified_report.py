@@ -1,7 +1,12 @@
-"""Tables and the main picture of `experiments.certified`: `python -m experiments.certified_report DIR`."""
+"""Tables and the main picture of `experiments.certified`: `python -m experiments.certified_report DIR [PAGE]`.
+
+With a page, what stands between its markers `<!-- NAME:begin -->` and `<!-- NAME:end -->` is written anew, and results
+and pictures are copied into the folder beside it that has its name.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -203,10 +208,92 @@ def proved(axes: Axes, results: dict[str, Any], rows: Rows) -> None:
     axes.set_title("Certified: proved for every change up to this radius")
 
 
+# ---------------------------------------------------------------- the page
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What the numbers say, in sentences that follow from the intervals."""
+    rows, radius = by_arm(results), 0.25
+    own = rows[OURS]
+    clean = fmean(100 * run["accuracy"] for run in own)
+    first = (
+        f"- **{OURS}**: {clean:.1f} % accuracy, {fmean(certified(results, own, radius)):.1f} % certified at radius "
+        f"{radius}, {fmean(certified(results, own, 0.5)):.1f} % at 0.5 (means of {len(own)} seeds). Its bound is "
+        f"{extent([run['bound'] for run in own])}, and ascent over pairs reaches {extent([r['stretch'] for r in own])}: "
+        "the certificate is nearly tight."
+    )
+    lines = [first]
+    for arm in ("Adam", "orthogonium", "torchlip", "spectral_norm"):
+        found = paired_difference(certified(results, own, radius), certified(results, rows[arm], radius))
+        accuracy = paired_difference([100 * r["accuracy"] for r in own], [100 * r["accuracy"] for r in rows[arm]])
+        lines.append(
+            f"- Certified at {radius}, it is {verdict(found)} **{arm}** ({written(found, signed=True)} points); in "
+            f"accuracy {verdict(accuracy)} it ({written(accuracy, signed=True)})."
+        )
+    false = rows["spectral_norm"]
+    lines.append(
+        f"- **The certificate that `spectral_norm` suggests is false.** Its 3x3 convolutions have norms of "
+        f"{extent([run['constants'][name] for run in false for name in ('conv1', 'conv2')])}; ascent finds pairs of "
+        f"images that are stretched {extent([run['stretch'] for run in false])} times where "
+        f"{false[0]['implied_bound']:.2f} is implied; the attack changes the prediction inside the implied radius for "
+        f"{sum(run['implied_violations'] for run in false)} of {results['attacked_images'] * len(false):,} images. Of "
+        f"the certificates computed here it broke {sum(run['violations'] for run in results['runs'])}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def verdict(found: Estimate) -> str:
+    """What an interval allows to say."""
+    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+        return "not told apart from"
+    return "ahead of" if found.low > 0 else "behind"
+
+
+def taps(results: dict[str, Any]) -> str:
+    """How much of the 3x3 kernels stands on their central tap."""
+    shares = {
+        arm: [100 * share for run in runs for share in run.get("center", {}).values()]
+        for arm, runs in by_arm(results).items()
+    }
+    words = [f"{arm} {min(s):.0f} to {max(s):.0f} %" for arm, s in shares.items() if s]
+    return (
+        f"Share of the squares of the 3x3 kernels that the central tap holds (a ninth if spread): {'; '.join(words)}.\n"
+    )
+
+
+def fill(results: dict[str, Any], folder: Path, page: Path) -> None:
+    """Writes the page's generated parts and copies what it shows."""
+    place = (
+        f"{results['machine']['processor']}, {results['machine']['cores']} cores, torch {results['versions']['torch']}"
+    )
+    parts = {
+        "summary": summary(results),
+        "main": main_table(results),
+        "differences": difference_table(results),
+        "bounds": bound_table(results),
+        "spectra": taps(results),
+        "tuning": tuning_table(results),
+        "machine": f"Numbers above: {place}, {results['size']['steps']} steps.\n",
+    }
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        head, _, rest = text.partition(f"<!-- {name}:begin -->")
+        text = f"{head}<!-- {name}:begin -->\n{part}<!-- {name}:end -->{rest.partition(f'<!-- {name}:end -->')[2]}"
+    write_text_atomically(page, text)
+    beside = page.with_suffix("")
+    beside.mkdir(exist_ok=True)
+    for name in ("results.json", "accuracy.png", "spectra.png", "image.png"):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, beside / name)
+
+
 def main() -> None:
-    """Writes tables and the picture anew."""
+    """Writes tables and the picture anew, and fills a page."""
     folder = Path(sys.argv[1])
-    write(read_json(folder / "results.json"), folder)
+    results = read_json(folder / "results.json")
+    write(results, folder)
+    if len(sys.argv) > 2:
+        fill(results, folder, Path(sys.argv[2]))
 
 
 if __name__ == "__main__":

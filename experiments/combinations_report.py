@@ -26,7 +26,8 @@ def write(results: JsonObject, folder: Path) -> None:
     """effects.json, table.md and both pictures."""
     found = analyze(results)
     write_json_atomically(folder / "effects.json", found)
-    write_text_atomically(folder / "table.md", "\n".join([cell_table(found), interaction_table(found)]))
+    tables = [cell_table(found), effect_table(found), interaction_table(found), gate_table(found)]
+    write_text_atomically(folder / "table.md", "\n".join(tables))
     combinations_pictures.write(found, folder)
 
 
@@ -118,6 +119,38 @@ def cell_table(found: JsonObject) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def effect_table(found: JsonObject) -> str:
+    """One row a level: against none, averaged over all levels of the other factors."""
+    lines = ["| on average | accuracy, points | p (Holm) | loss | p (Holm) |", "|:---|---:|---:|---:|---:|"]
+    for row, loss in zip(found["accuracy"]["effects"], found["loss"]["effects"], strict=True):
+        first, second = row["effect"], loss["effect"]
+        cells = [row["level"], written(first), probability(first), written(second, 3), probability(second)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def gate_table(found: JsonObject) -> str:
+    """One row a penalty, metric and manifold: gated minus always on."""
+    lines = [
+        "| penalty | metric | manifold | gated minus always, points | p (Holm) | zeros, always → gated, % |",
+        "|:---|:---|:---|---:|---:|---:|",
+    ]
+    for row in found["accuracy"]["gates"]:
+        pair = [
+            zeros_at(found, {**{factor: row[factor] for factor in FACTORS[:2]}, "penalty": row["penalty"] + suffix})
+            for suffix in ("", " gated")
+        ]
+        cells = [row["penalty"], row["metric"], row["manifold"], written(row["change"]), probability(row["change"])]
+        lines.append("| " + " | ".join([*cells, " → ".join(pair)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def zeros_at(found: JsonObject, at: Mapping[str, str]) -> str:
+    """Percent of exact zeros in the cell at these levels."""
+    shares = [cell["zeros"] for cell in found["cells"].values() if cell["levels"] == at]
+    return f"{POINTS * shares[0]:.1f}" if shares else "–"
 
 
 def interaction_table(found: JsonObject) -> str:

@@ -21,7 +21,7 @@ from claims.model import Claim, Number, Paper, Run
 from claims.page import anchor, render
 from claims.papers import combined, lao, ozay, park
 from claims.registry import CLAIMS, claim_named
-from claims.runs import RUNS
+from claims.runs import RUNS, cheap_runs
 from claims.sources import DOCS, Sources, accuracy_difference, by_seed
 from claims.verdicts import Verdict, above, at_least, at_most, below, level_for, verdict, within
 from hypothesis import given, settings
@@ -151,8 +151,11 @@ def test_a_run_that_does_not_parse_is_found():
 
 
 def test_every_short_measurement_has_its_run():
-    assert set(MEASUREMENTS) == {run.name for run in rerun.runs_of(rerun.CHEAP)}
-    assert sum(run.minutes for run in rerun.runs_of(rerun.CHEAP)) < 10
+    assert set(MEASUREMENTS) == {run.name for run in cheap_runs()}
+    (every,) = rerun.runs_of(rerun.CHEAP)
+    assert set(every.produces) == {f"claims/{name}.json" for name in MEASUREMENTS}
+    assert every.minutes < 10
+    check_command(["python", "-m", *every.commands("runs/claims/x")[0]])
 
 
 # ------------------------------------------------------------------------------------------------------------- rules

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from here_engine import run_here
 from weightspace.cli.app import app
 from weightspace.errors import RunError
 from weightspace.files import read_json
@@ -290,21 +291,22 @@ def test_compare_refuses_before_it_touches_anything(recipe: Path, tmp_path: Path
     assert call("compare", recipe, "--out", "")[0] == 2
 
 
-def test_compare_logs_every_run_and_a_corrected_recipe_takes_the_folder(recipe: Path, tmp_path: Path) -> None:
+def test_compare_logs_every_run_and_a_corrected_recipe_takes_the_folder(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_here(monkeypatch)
     folder = tmp_path / "comparison"
     small = ["--out", folder, "--workers", 1, "--accelerator", "cpu", "--set", "compare.tune=null"]
     small += ["--set", "compare.seeds=1", "--set", "train.epochs=1"]
-    run = command("compare", recipe, *small, "--fresh", "--set", "train.batch_size=5000")
-    failed = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False, timeout=120)
-    assert failed.returncode == 2
-    assert failed.stderr.count("error: ") == 1
-    assert "the same command without --fresh continues" in failed.stderr
-    run = command("compare", recipe, *small)
-    done = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "[1/2] " in done.stderr
-    assert "[2/2] " in done.stderr
-    assert "error" not in done.stderr
+    code, _, err = call("compare", recipe, *small, "--fresh", "--set", "train.batch_size=5000")
+    assert code == 2
+    assert err.count("error: ") == 1
+    assert "the same command without --fresh continues" in err
+    code, _, err = call("compare", recipe, *small)
+    assert code == 0, err
+    assert "[1/2] " in err
+    assert "[2/2] " in err
+    assert "error" not in err
 
 
 def test_fresh_deletes_nothing_but_an_idle_comparison(recipe: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from here_engine import run_here
 from weightspace.cli.app import run
 from weightspace.cli.tolerance import with_sweep
 from weightspace.errors import RecipeError
@@ -57,7 +58,8 @@ def test_bad_options_are_refused(options, sentence):
     assert sentence in str(caught.value)
 
 
-def test_a_sweep_from_the_command_line(tmp_path, capsys):
+def test_a_sweep_from_the_command_line(tmp_path, capsys, monkeypatch):
+    run_here(monkeypatch)
     folder = tmp_path / "sweep"
     words = ("quickstart", *TINY, "--gates", "always", "--strengths", "2:2", "--workers", "1", "--out", str(folder))
     assert call(*words) == 0

@@ -159,6 +159,7 @@ def test_the_report_draws_and_counts_with_cells_missing(module: Any, tmp_path: P
     table = (tmp_path / "table.md").read_text()
     assert sum(line.startswith(("| none |", "| M |")) for line in table.splitlines()) == 17
     assert "| M × A |" in table
+    assert "| P | M | B | – | – | – → 50.0 |" in table  # the gate where its penalty is missing
     assert min((tmp_path / f"{name}.png").stat().st_size for name in ("combinations", "interactions")) > 20_000
 
 

@@ -9,16 +9,20 @@ would, on digits and on made-up data of the right shapes.
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
-import yaml
 
 from page_commands import BadCommandError, check_command, is_command, shell_commands
 from test_cli import call
+from test_data_formats import write_idx
 from test_docs import PAGES, ROOT, Block, blocks, page_id
 from weightspace.errors import WeightspaceError
 from weightspace.training.recipe import Recipe, load_recipe
+from weightspace.training.recipe_yaml import parse_yaml
 
 SHELL = {"bash", "sh", "console"}
 DIAGRAM = re.compile(r"\s*(?:flowchart|graph|sequenceDiagram|classDiagram|stateDiagram|timeline)\b")
@@ -56,7 +60,7 @@ def check_block(block: Block, page: str = "page.md") -> None:
 
 def check_yaml(text: str) -> None:
     """A recipe; a part of one is put into a bundled recipe first. Other YAML has to be YAML."""
-    part = yaml.safe_load(text)
+    part = parse_yaml(text, "the block")  # as recipes are read: YAML's own `on` would be a truth value
     if not isinstance(part, dict):
         raise BadCommandError("not a mapping")
     if not set(part) <= set(Recipe.model_fields):
@@ -89,7 +93,7 @@ def unusable(page: str, name: str) -> list[str]:
     for block in blocks(page):
         try:
             check_block(block, name)
-        except (BadCommandError, WeightspaceError, ValueError, yaml.YAMLError) as error:
+        except (BadCommandError, WeightspaceError, ValueError) as error:
             found.append(f"{name}:{block.line}: {error}")
     return found
 
@@ -182,3 +186,40 @@ def test_the_cheapest_commands_of_the_readme_run():
         code, out, _ = call(*words)
         assert code == 0
         assert out
+
+
+# A reader's commands, made short: fewer seeds, epochs and images; no tuning.
+SHORT = {
+    "train": ["--set", "train.epochs=1", "--set", "train.schedule.warmup_epochs=0"],
+    "compare": [
+        *("--set", "compare.seeds=1", "--set", "compare.tune=null", "--workers", "2"),
+        *("--set", "train.epochs=1", "--set", "train.schedule.warmup_epochs=0", "--set", "train.evaluate_every=1"),
+    ],
+}
+FEW = ["--set", "data.train_size=200", "--set", "data.test_size=50"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_first_pages_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEIGHTSPACE_DATA", str(tmp_path / "data"))
+    write_idx(tmp_path / "data" / "fashion-mnist", train=400, test=100)
+    write_cifar(tmp_path / "data" / "cifar10", images=400)
+    commands = [*commands_of("docs/start.md"), *commands_of("README.md")]
+    assert len(commands) >= 8
+    for _, name, *words in commands:
+        short = SHORT.get(name, [])
+        few = FEW if short and words[0] != "quickstart" else []
+        command = [sys.executable, "-m", "weightspace", name, *words, *short, *few]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, f"{name} {words}: {done.stdout}{done.stderr}"
+    assert (tmp_path / "inspect.html").stat().st_size > 0
+    assert (tmp_path / "runs" / "cifar10-vgg" / "report.html").stat().st_size > 0
+
+
+def write_cifar(folder, *, images: int) -> None:
+    """CIFAR-10 in its binary version: five training files and a test file of noise."""
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
+        labels = [index % 10 for index in range(images // 5)]
+        (folder / name).write_bytes(b"".join(bytes([label]) + os.urandom(3072) for label in labels))

@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 import engine_jobs
 from fabricated import make_recipe
+from here_engine import HereEngine, run_here
 from weightspace.chains import run_sampling
 from weightspace.chains import runner as chains_runner
 from weightspace.chains.keeper import ChainOrder
@@ -58,39 +58,10 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-class HereEngine:
-    """Runs jobs at once in this process, where the test can see what happens."""
-
-    count, threads = 1, 1
-
-    def __init__(self, *, shares_folders=True, losses=()):
-        self.shares_folders, self.losses, self.jobs = shares_folders, list(losses), []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def submit(self, function, order, *more):
-        future = Future()
-        name = order.job.name if isinstance(order, Order) else f"chain {order.chain}"
-        self.jobs.append((function.__name__, name))
-        if name in self.losses:
-            self.losses.remove(name)
-            future.set_exception(WorkerLost("its process was killed"))
-        else:
-            future.set_result(function(order, *more))
-        return future
-
-
 @pytest.fixture
 def here(monkeypatch):
     def use(**options):
-        engine = HereEngine(**options)
-        for module in (runner_module, chains_runner):
-            monkeypatch.setattr(module, "open_engine", lambda *_, **__: engine)
-        return engine
+        return run_here(monkeypatch, HereEngine(**options))
 
     return use
 
@@ -99,7 +70,7 @@ def here(monkeypatch):
 def reference(tmp_path_factory):
     """The comparison, run in this process by an engine that loses nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_module, "open_engine", lambda *_, **__: HereEngine())
+        run_here(patch)
         return contents(run_comparison(recipe(), tmp_path_factory.mktemp("reference")))
 
 

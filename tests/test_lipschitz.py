@@ -198,6 +198,7 @@ def test_functions_have_their_constant(function: Any, expected: float):
         lambda _, x: x.mean((2, 3), keepdim=True) * torch.ones(6, 6),
         lambda _, x: functional.dropout(x, 0.5),
         lambda _, x: x / 0.0,
+        lambda _, x: x.view(torch.int32).view(torch.float32),
         lambda _, x: (x, x),
         lambda _, x: torch.softmax(x, 1),
         lambda _, x: x if x.sum() > 0 else -x,
@@ -395,6 +396,21 @@ def test_a_layer_with_a_forward_pass_of_its_own_is_refused():
         ws.lipschitz_bound(nn.MaxPool2d(2), torch.zeros(2, 4, 4))
     with pytest.raises(InspectionError, match="forward pass of its own"):
         ws.lipschitz_bound(Standardized(1, 1, 3), torch.zeros(1, 1, 5, 5))
+
+
+def test_settings_that_a_call_overrides_are_noticed():
+    up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+    assert bound_of(lambda inner, x: inner(x), up) > 0
+    with pytest.raises(InspectionError, match="where its own settings give"):
+        bound_of(lambda inner, x: inner(x, [12, 12]), up)
+
+
+def test_batch_norm_with_a_forward_pass_of_its_own_is_looked_into():
+    class Tripled(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+            return 3 * input
+
+    assert bound_of(lambda inner, x: inner(x), Tripled(4).eval()) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("place", ["", "0"])

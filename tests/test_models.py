@@ -472,7 +472,7 @@ def test_a_small_vgg_learns_two_textures():
         ("vgg", {"widths": [1] * 5}, "5 stages on 8 x 8 images, which allow at most 4"),
         ("alexnet", {"widths": [8, 8, 8, 8]}, 'Model "alexnet" needs five widths, one for each convolution, not 4'),
         ("alexnet", {"widths": 8}, 'needs five widths, one for each convolution, not 1; for other depths use "vgg"'),
-        ("alexnet", {"hidden": [8, 8, 8]}, 'so "hidden" takes one width or two, not 3.'),
+        ("alexnet", {"hidden": [8, 8, 8]}, 'so "hidden" takes one width or two, not 3; leave some out.'),
         ("alexnet", {"hidden": []}, "needs at least one entry in hidden"),
         ("alexnet", {"dropout": 1}, "needs dropout to be at least 0 and below 1, got 1"),
         ("alexnet", {"dropout": "0.5"}, "needs dropout to be at least 0 and below 1, got '0.5'"),

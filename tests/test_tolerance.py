@@ -9,6 +9,7 @@ import pytest
 
 import fake_sweep
 import fake_training
+from here_engine import run_here
 from weightspace.compare._sweep import BASELINE, comparison_recipe, like_arms, own_arms, results_in
 from weightspace.compare._tolerance_text import markdown, table_cells, theory_lines, verdict_lines
 from weightspace.compare.execution import Execution
@@ -51,6 +52,13 @@ def sweep(recipe, folder, **options):
     return run_tolerance(
         recipe, folder, Execution(workers=1), train=fake_sweep.train, load=fake_training.load, **options
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
+        run_here(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

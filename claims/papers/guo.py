@@ -108,7 +108,7 @@ CLAIMS = (
         "Training is unstable when singular values are large or small.",
         "a plain network (convolutions with ReLU, no normalization, no shortcut), on scikit-learn's digits, 16 layers, whose kernels start with a given root mean square singular value, each seed with the better of two learning rates and clipped gradients: small (0.5) and large (4) against 2; and 24 layers on Fashion-MNIST at torch's start (0.58), tuned",
         "a network with small or large values that loses less than 20 points to the one in between, or learns more than 10 points above guessing (Fashion-MNIST)",
-        "Plain networks without normalization; with batch norm or shortcuts nothing here says that it happens. How small and how large depends on depth, padding and learning rate: on these maps of 4 x 4 pixels zero padding and ReLU each take about a half, so that 2 is in between.",
+        "Plain networks without normalization; with batch norm or shortcuts nothing here says that it happens. How small and how large depends on depth, padding and learning rate: ReLU halves the energy and zero padding takes more on these maps of 4 x 4 pixels, so that 2 and not 1 is in between.",
         (
             Number("digits, accuracy lost with 0.5 against 2, points", GAINS, _PAIRED, _gain_lost(0.5), above(20, " points"), "+.1f"),
             Number("digits, accuracy lost with 4 against 2, points", GAINS, _PAIRED, _gain_lost(4.0), above(20, " points"), "+.1f"),

@@ -7,6 +7,7 @@ not load it, a math font of the system takes its place.
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,21 @@ if TYPE_CHECKING:
     from sphinx.writers.html5 import HTML5Translator
 
 FONT = "STIXTwoMath-Regular.ttf"
+# Names of functions, which the converter sets like variables or like binary operators: too close, or too far apart.
+_FUNCTION = re.compile(r"<m([io])>([A-Za-z]{2,})</m\1>(?=(<mo[^>]*>&#x00028;)?)")
 
 
 def mathml(latex: str, *, block: bool) -> str:
     """A formula as a `<math>` element with its LaTeX as the accessible label."""
     element = convert(latex.strip(), display="block" if block else "inline")
+    element = _FUNCTION.sub(_spaced, element)
     return element.replace("<math ", f"<math aria-label={quoteattr(' '.join(latex.split()))} ", 1)
+
+
+def _spaced(function: re.Match[str]) -> str:
+    """A function's name with a thin space before it, and one after it unless a parenthesis follows."""
+    after = "0" if function[3] else "0.167em"
+    return f'<mo form="prefix" lspace="0.167em" rspace="{after}">{function[2]}</mo>'
 
 
 def _visit_inline(self: HTML5Translator, node: nodes.math) -> None:

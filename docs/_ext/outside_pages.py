@@ -39,7 +39,7 @@ def rebased(text: str, page: str, base: str) -> str:
 
 def _read(app: Sphinx, docname: str, content: list[str]) -> None:
     page = f"{docname}.md"
-    if not app.env.doc2path(docname).suffix == ".md":
+    if app.env.doc2path(docname).suffix != ".md":
         return
     for file, stub in SHOWN.items():
         if page == stub and page != "index.md":

@@ -1,7 +1,7 @@
 """How plots look: colors that color-blind readers can tell apart, line styles, labels that do not overlap.
 
-matplotlib's object-oriented interface only: no global state, no display, safe beside a user's own pyplot. The pages that
-hold the plots come from templates: `page_text`.
+matplotlib's object-oriented interface only: no global state, no display, safe beside a user's own pyplot.
+The pages that hold the plots come from templates: `page_text`.
 """
 
 from __future__ import annotations

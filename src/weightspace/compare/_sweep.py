@@ -56,7 +56,10 @@ def sweep_of(recipe: Recipe) -> SweepSettings:
     swept = {recipe.sweep.rule["rule"], *(gate["rule"] for gate in recipe.sweep.gates.values() if "rule" in gate)}
     for entry in recipe.rules:
         if entry["rule"] in swept:
-            raise RecipeError(f"recipe '{recipe.name}' has the rule {entry['rule']} already, which its sweep adds")
+            raise RecipeError(
+                f"recipe '{recipe.name}' has the rule {entry['rule']} already, which its sweep adds; "
+                "take it out of rules"
+            )
     return recipe.sweep
 
 

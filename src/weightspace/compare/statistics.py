@@ -145,7 +145,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """
     tested = [(p, index) for index, p in enumerate(p_values) if p is not None]
     if any(not 0.0 <= p <= 1.0 for p, _ in tested):
-        raise RunError(f"p-values lie between 0 and 1, got {list(p_values)}")
+        raise RunError(
+            f"got {list(p_values)} as p-values; give numbers between 0 and 1, and None for those that are not known"
+        )
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
     for rank, (p, index) in enumerate(sorted(tested)):

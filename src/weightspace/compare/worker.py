@@ -167,7 +167,9 @@ def _train(order: Order) -> None:
     make_room(order.run_dir, job)
     order.train(job.recipe, directory, seed=job.seed, data=data)
     if read_result(order.run_dir, job) is None:
-        raise RunError(f"training ended without a whole result.json in {directory}")
+        raise RunError(
+            f"training ended without a whole result.json in {directory}; a function given as train= must write one"
+        )
 
 
 def check_data(info: DataInfo, checksum: str | None) -> None:

@@ -57,7 +57,10 @@ def read_state(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
 
 def _read(name: str, entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
     if name not in shapes:
-        raise CompressError(f"The state masks {name}, which the model does not have{nearest(name, shapes)}.")
+        raise CompressError(
+            f"The state masks {name}, which the model does not have{nearest(name, shapes)}; load it into the "
+            "model that it was saved from."
+        )
     shape = shapes[name]
     kept = entry.get("kept") if isinstance(entry, Mapping) else None
     if kept is None or list(entry.get("shape", ())) != list(shape):

@@ -150,7 +150,7 @@ def simulate(
 
 def _check(depth: int, power: int, start: float = 0.0) -> None:
     if power not in (1, 2):
-        raise RuleError(f"the model of a chain knows power=2 (weight decay) and power=1 (L1), not {power!r}.")
+        raise RuleError(f"the model of a chain got power={power!r}; pass 2 (weight decay) or 1 (L1).")
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < power:  # pyright: ignore[reportUnnecessaryIsInstance] - users are not type-checked
         raise RuleError(f"the model of a chain got depth={depth!r}; pass a whole number of factors from {power} on.")
     if not math.isfinite(start) or start < 0.0:

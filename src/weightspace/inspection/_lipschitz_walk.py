@@ -104,6 +104,12 @@ class Walk(fx.Interpreter):
                 f"{name} ({kind}) returns no tensor of one row an image; lipschitz_bound looks at each image alone."
             )
         before, constant, note = self._module(n, sources[0]) if is_module else self._function(n, sources, value)
+        linear = self.operators.get(n)
+        if linear is not None and linear.geometry.dimensions and linear.output_shape != tuple(value.shape[1:]):
+            raise InspectionError(
+                f"{name} ({kind}) writes images of shape {tuple(value.shape[1:])} where its own settings give "
+                f"{linear.output_shape}; call it with one batch of images and nothing else."
+            )
         if not math.isfinite(constant):
             raise InspectionError(f"The constant of {name} ({kind}) is {constant}; it divides by zero or holds NaN.")
         self.bounds[n] = before * constant * ROUNDING
@@ -187,7 +193,7 @@ class Walk(fx.Interpreter):
         found = None
         if target in constants.SLOPES_OF_FUNCTIONS:
             found = constants.SLOPES_OF_FUNCTIONS[target], "largest slope"
-        elif target in _RESHAPES:
+        elif target in _RESHAPES and value.dtype == x.dtype:  # view(dtype) reads the bits as other numbers
             found = 1.0, _MOVES
         elif target is functional.dropout and n.kwargs.get("training") is False:
             found = 1.0, "off in evaluation"

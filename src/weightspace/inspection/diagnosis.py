@@ -86,7 +86,8 @@ def inspect(
         survey = Survey(root, seen, detail, frozen=frozen, ratios=ratios, progress=progress)
     if not survey.layers and not survey.refused:
         raise InspectionError(
-            f"{type(root).__name__} has no convolution, transposed convolution or linear layer that could be looked at."
+            f"{type(root).__name__} has no convolution, transposed convolution or linear layer that could be looked at"
+            "; give a model that has."
         )
     problems: list[str] = []
     whole = None

@@ -188,9 +188,11 @@ class _Tracer(fx.Tracer):
         self.given = given
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """A type that is given, a layer (parametrized or not), or one of torch's own that holds no others."""
-        if type(m) in self.given or isinstance(m, (*LAYERS, *constants.BATCH_NORMS)):
+        """A type that is given, a layer (parametrized or not), or a module of torch's own, containers excepted."""
+        if type(m) in self.given or isinstance(m, LAYERS):
             return True
+        if isinstance(m, constants.BATCH_NORMS) and type(m).forward is not nn.BatchNorm1d.forward:
+            return False  # a forward pass of its own is looked into
         return super().is_leaf_module(m, module_qualified_name)
 
 

@@ -125,7 +125,8 @@ class RulesCallback(Callback):
             )
         if not 0 <= self._number < len(optimizers):
             raise AttachError(
-                f"RulesCallback got optimizer={self._number}, but the module has {len(optimizers)} ({names or 'none'})."
+                f"RulesCallback got optimizer={self._number}, but the module has {len(optimizers)} ({names or 'none'})"
+                "; give the place of one of them, counted from 0."
             )
         return optimizers[self._number]
 

@@ -89,7 +89,9 @@ def view_of(info: ParameterInfo, name: ViewName, like: torch.Tensor | None = Non
     if tensor.ndim < 2 and name != "kernel":
         raise SelectionError(f"{info.name} of shape {info.shape} has no {name} view: it is no matrix or kernel.")
     if not is_dense_layout(tensor):
-        raise SelectionError(f"{info.name} is not dense in memory, so its {name} view would be a copy.")
+        raise SelectionError(
+            f"{info.name} is not dense in memory, so its {name} view would be a copy; make it .contiguous()."
+        )
     along = _length_axes(info, name)
     if not along:
         raise SelectionError(f"{info.name} of shape {info.shape} has no {name} view: it has no spatial taps.")
@@ -102,9 +104,16 @@ def view_of(info: ParameterInfo, name: ViewName, like: torch.Tensor | None = Non
     inside = order[first : last + 1]
     if any(tensor.shape[d] > 1 and d not in along for d in inside):
         # E.g. the filters of a transposed kernel, whose elements interleave.
-        raise SelectionError(f"The {name} view of {info.name} does not fit its strides {tuple(tensor.stride())}.")
+        raise SelectionError(
+            f"The {name} view of {info.name} does not fit its strides {tuple(tensor.stride())}; "
+            "make it .contiguous() or take "
+            "another view."
+        )
     if name == "spatial" and [d for d in inside if d in along] != sorted(d for d in inside if d in along):
-        raise SelectionError(f"The spatial dimensions of {info.name} are stored in another order than they are named.")
+        raise SelectionError(
+            f"The spatial dimensions of {info.name} are stored in another order than they are named; "
+            "make it .contiguous()."
+        )
     shape = (
         math.prod(tensor.shape[d] for d in order[:first]),
         math.prod(tensor.shape[d] for d in inside),

@@ -122,16 +122,15 @@ class FreeRows:
         points = adaptive.s.numel()
         x, m, g = self._rows(self.x, m, g)
         radii = self._radii(x)
-        squares = x.new_empty(len(x), 1)
         if points == len(x):
             for part in parts(x):
-                self._accumulate(x[part], m[part], g[part], radii[part], squares[part], adaptive)
-                own = _part_of(adaptive, part)
-                rates = own.rates(squares[part].view(own.s.shape[:-2]) / dim)
+                squares = self._accumulate(x[part], m[part], g[part], radii[part], adaptive.beta1)
+                rates = _part_of(adaptive, part).rates(squares.view(-1) / dim)
                 self._advance(x[part], m[part], radii[part], rates.view(-1, 1))
             return 0
+        squares = x.new_empty(len(x), 1)
         for part in parts(x):
-            self._accumulate(x[part], m[part], g[part], radii[part], squares[part], adaptive)
+            squares[part] = self._accumulate(x[part], m[part], g[part], radii[part], adaptive.beta1)
         total = squares.view(points, -1).sum(1).view(adaptive.s.shape[:-2])
         rates = adaptive.rates(total / dim).view(points, 1).expand(points, len(x) // points).reshape(-1, 1)
         for part in parts(x):
@@ -139,17 +138,12 @@ class FreeRows:
         return 0
 
     def _accumulate(
-        self,
-        x: torch.Tensor,
-        m: torch.Tensor,
-        g: torch.Tensor,
-        radii: torch.Tensor,
-        squares: torch.Tensor,
-        adaptive: Adaptive,
-    ) -> None:
+        self, x: torch.Tensor, m: torch.Tensor, g: torch.Tensor, radii: torch.Tensor, beta1: float
+    ) -> torch.Tensor:
+        """Takes gradients into the first moments; returns the squares of their norms `(rows, 1)`."""
         gradient, _ = tangent(self.sizes, x, g, radii)
-        m.lerp_(gradient, 1 - adaptive.beta1)
-        torch.linalg.vector_norm(gradient, dim=1, keepdim=True, out=squares).square_()
+        m.lerp_(gradient, 1 - beta1)
+        return torch.linalg.vector_norm(gradient, dim=1, keepdim=True).square_()
 
     def _advance(self, x: torch.Tensor, m: torch.Tensor, radii: torch.Tensor, rates: torch.Tensor) -> None:
         x.addcmul_(m, rates)

@@ -28,7 +28,6 @@ from weightspace.errors import RuleError
 from weightspace.kernels.options import choice, positive_number, whole_number
 from weightspace.kernels.points import Grouping
 from weightspace.kernels.stacking import Workspace
-from weightspace.manifolds._free_steps import Adaptive, FreeStep
 from weightspace.manifolds._flows import (
     SOLVER,
     Flow,
@@ -38,6 +37,7 @@ from weightspace.manifolds._flows import (
     great_circle_flow,
     stiefel_flow,
 )
+from weightspace.manifolds._free_steps import Adaptive, FreeStep
 from weightspace.manifolds._geodesics import as_given, deviation, haar, stiefel_geodesic, symmetric, tall
 from weightspace.manifolds._moves import Motion, Moved, move
 from weightspace.manifolds._polar import polar, qr_positive

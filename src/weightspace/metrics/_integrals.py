@@ -1,9 +1,10 @@
 """Solves `lambda L^2 D^T D G = g - mean(g)`, `mean(G) = mean(g)` along an axis in linear time: two integrals by blocks.
 
 With u = g - mean(g), G_i is, up to its mean, `-1 / (lambda L^2)` times the sum of `(i - j) u_j` over all j before i
-[derived]. Within a block of `BLOCK` places that is one small product, for which the block's own mean is taken out, so that what is summed
-stays small; the rest of a block's answer is a polynomial of degree two in the place, whose three coefficients follow
-from sums over the blocks. The first two places of a product are known without it: their rows hold the sums instead.
+[derived]. Within a block of `BLOCK` places that is one small product, for which the block's own mean is taken out, so
+that what is summed stays small; the rest of a block's answer is a polynomial of degree two in the place, whose three
+coefficients follow from sums over the blocks. The first two places of a product are known without it: their rows hold
+sums instead.
 """
 
 from __future__ import annotations

@@ -52,9 +52,10 @@ class ChannelSobolev(AxisMetric):
         permutation_seed: Solve along a random order of channels drawn from this seed; None: in their own order.
         on: Which parameters; dense convolutions without the head by default.
 
-    Cost: linear in the number of parameters, at most about 64 multiply-adds each for `"H1"`, two cumulative sums for
-    `"mean+derivative"`. Lent buffers the size of the largest gradient: none to two along `"out"`, two to four along
-    `"in"`, one for `"mean+derivative"`, two more for a permuted order.
+    Cost: linear in the number of parameters, at most about 64 multiply-adds each for `"H1"`; for `"mean+derivative"`
+    some 35 where channels are a multiple of 32, else two cumulative sums. Lent buffers the size of the largest
+    gradient: none to two along `"out"`, two to four along `"in"`, at most one for `"mean+derivative"`, two more for a
+    permuted order.
 
     Raises:
         RuleError: A parameter is out of range.
@@ -95,7 +96,7 @@ class ChannelSobolev(AxisMetric):
         return DEFAULT_SMOOTHING[self.order] if self.smoothing is None else self.smoothing
 
     def transform(self, grad: torch.Tensor, out: torch.Tensor, layout: Layout, work: Workspace) -> None:
-        """A blocked recurrence (H1), two cumulative sums (mean+derivative) or a small dense product (spatial)."""
+        """A blocked recurrence (H1), two integrals (mean+derivative) or a small dense product (spatial)."""
         if self.axis == "spatial" and len(layout.grid) > 1:
             self._solve_grid(grad, out, layout, work)
             return

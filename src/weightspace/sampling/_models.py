@@ -123,7 +123,11 @@ def labelled(
         flat, scores = flat[kept], scores[kept.to(scores.device)]
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < scores.shape[-1]:
         worst = int(flat.min()) if int(flat.min()) < 0 else int(flat.max())
-        raise SamplingError(f"a label is {worst}, but the model knows classes 0 to {scores.shape[-1] - 1}")
+        raise SamplingError(
+            f"a label is {worst}, but the model knows classes 0 to {scores.shape[-1] - 1}; "
+            "give the data that it was trained on "
+            f"({IGNORED} marks labels to pass over)"
+        )
     # in float64, so that the likelihood of many tokens adds up; one device type has none
     log_probabilities = torch.log_softmax(scores.double() if scores.device.type != "mps" else scores.float(), dim=-1)
     log_probabilities = log_probabilities.to("cpu", torch.float64)

@@ -148,7 +148,7 @@ class ScheduleSettings(Settings):
         if self.name == "step" and not self.milestones:
             raise ValueError("the schedule 'step' needs milestones, for example milestones: [10, 15]")
         if self.name != "step" and self.milestones:
-            raise ValueError(f"milestones belong to the schedule 'step', not to '{self.name}'")
+            raise ValueError(f"milestones belong to the schedule 'step', not to '{self.name}'; leave them out")
         return self
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class ScheduleSettings(Settings):
         if self.name == "power" and self.rate is None:
             raise ValueError("the schedule 'power' is lr / (1 + rate * step)^exponent and needs a rate, such as 0.01")
         if self.name != "power" and (self.rate is not None or self.exponent != 1.0):
-            raise ValueError(f"rate and exponent belong to the schedule 'power', not to '{self.name}'")
+            raise ValueError(f"rate and exponent belong to the schedule 'power', not to '{self.name}'; leave them out")
         return self
 
     @model_validator(mode="after")
@@ -168,7 +168,9 @@ class ScheduleSettings(Settings):
         if self.name == "cyclical" and self.temperature is not None:
             raise ValueError("the schedule 'cyclical' has the temperature follow its cycles; leave out the ramp")
         if self.name != "cyclical" and (self.cycles is not None or self.exploration != 0.8):
-            raise ValueError(f"cycles and exploration belong to the schedule 'cyclical', not to '{self.name}'")
+            raise ValueError(
+                f"cycles and exploration belong to the schedule 'cyclical', not to '{self.name}'; leave them out"
+            )
         return self
 
 
@@ -286,5 +288,8 @@ class CompareSettings(Settings):
                 raise ValueError(f"arm '{name}' has ranges, which only random search draws; add tune.random")
             for path in arm.ranges:
                 if search is not None and path in search.ranges:
-                    raise ValueError(f"arm '{name}' has a range for '{path}', which tune.random draws for every arm")
+                    raise ValueError(
+                        f"arm '{name}' has a range for '{path}', which tune.random draws for every arm; "
+                        "leave one of both out"
+                    )
         return self

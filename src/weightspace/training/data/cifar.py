@@ -81,7 +81,9 @@ def archive_files(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
                     reason = (
                         "twice" if name in files else f"with {member.size:,} bytes (at most {MAX_MEMBER:,} accepted)"
                     )
-                    raise DataError(f"{path} holds {name} {reason}, so it is not a published CIFAR archive.")
+                    raise DataError(
+                        f"{path} holds {name} {reason}, so it is not a published CIFAR archive; get it anew."
+                    )
                 stream = archive.extractfile(member)
                 files[name] = stream.read() if stream is not None else b""
                 if len(files[name]) != member.size:
@@ -135,7 +137,9 @@ def read_cifar(info: DatasetInfo, path: Path) -> Found | None:
                 continue
             missing = sorted(wanted - files.keys())
             if missing:
-                raise MissingFilesError(f"{place} holds {', '.join(sorted(files))} but not {', '.join(missing)}.")
+                raise MissingFilesError(
+                    f"{place} holds {', '.join(sorted(files))} but not {', '.join(missing)}; put them there."
+                )
             label_bytes = 2 if info.name == "cifar100" else 1
             parts = {
                 name: parse_binary(data, f"{place}/{name}", label_bytes)

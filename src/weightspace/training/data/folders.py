@@ -67,7 +67,9 @@ def _check_layout(root: Path) -> None:
     if not missing:
         return
     if not root.is_dir():
-        raise DataError(f"An image folder was asked for, but {root} is not a folder.")
+        raise DataError(
+            f"An image folder was asked for, but {root} is not a folder; give one with train/ and test/ in it."
+        )
     present = sorted(path.name for path in root.iterdir() if path.is_dir())
     shown = f"the folders {', '.join(present[:5])}{', ...' if len(present) > 5 else ''}" if present else "no folder"
     raise DataError(

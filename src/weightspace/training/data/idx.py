@@ -137,7 +137,8 @@ def read_idx_folder(info: DatasetInfo, folder: Path) -> Found | None:
     missing = [name for part in _PARTS.values() for name in part if name not in files]
     if missing:
         raise MissingFilesError(
-            f"{folder} holds {', '.join(sorted(files))} but not {', '.join(missing)} (or the same with .gz)."
+            f"{folder} holds {', '.join(sorted(files))} but not {', '.join(missing)} (or the same with .gz); put "
+            "them there."
         )
     splits: dict[str, Split] = {}
     genuine = True

@@ -100,7 +100,9 @@ def read_place(info: DatasetInfo, path: Path) -> Found | None:
 
 def _read_root(info: DatasetInfo, root: Path) -> Found:
     if not root.exists():
-        raise DataError(f"root={str(root)!r} for the data set {info.name!r} does not exist.")
+        raise DataError(
+            f"root={str(root)!r} for the data set {info.name!r} does not exist; give the folder or file that holds it."
+        )
     is_archive = info.family == "cifar" and root.suffix in {".gz", ".tgz", ".tar", ".xz", ".bz2"}
     # Any other single file stands for the folder it lies in: no format keeps a whole data set in one file.
     place = root if root.is_dir() or is_archive or info.family == "folder" else root.parent

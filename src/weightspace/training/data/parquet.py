@@ -55,7 +55,9 @@ def find_tables(root: Path) -> tuple[Path, list[Path], list[Path]] | None:
         _check_shards(candidates[0][2])
         return candidates[0]
     if half:
-        raise DataError(f"{half[0]} holds training files but no test*.parquet or *-test.arrow beside them.")
+        raise DataError(
+            f"{half[0]} holds training files but no test*.parquet or *-test.arrow beside them; put them there."
+        )
     return None
 
 
@@ -117,7 +119,7 @@ def _read_split(files: list[Path], channels: int | None) -> tuple[Split, str]:
         labels.extend(_label_values(table, file))
         names.extend([str(file)] * len(values))
     if not encoded:
-        raise DataError(f"{files[0]} holds no rows.")
+        raise DataError(f"{files[0]} holds no rows; get the file anew.")
     images, encoding = decode_images(
         len(encoded), lambda i: encoded[i], lambda i: f"image {i} of {names[i]}", channels=channels
     )
@@ -162,7 +164,7 @@ def column_of(table: Any, file: Path, wanted: tuple[str, ...]) -> Any:
     """
     for name in wanted:
         if table.column_names.count(name) > 1:
-            raise DataError(f"{file} has the column {name} {table.column_names.count(name)} times.")
+            raise DataError(f"{file} has the column {name} {table.column_names.count(name)} times; keep one of them.")
         if name in table.column_names:
             return table.column(name)
     raise DataError(f"{file} needs a column {' or '.join(wanted)}, but has {', '.join(table.column_names) or 'none'}.")

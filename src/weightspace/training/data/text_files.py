@@ -176,7 +176,7 @@ def read_utf8(path: Path) -> str:
     """
     text = _decoded(read_bytes(path), str(path))
     if not text.strip():
-        raise DataError(f"{path} holds no text.")
+        raise DataError(f"{path} holds no text; give a file that does.")
     return text
 
 
@@ -233,7 +233,10 @@ def _read_pair(layout: Layout, folder: Path) -> FoundText | None:
             train, test = (read_utf8(folder / name) for name in names)
             return FoundText(train, test, f"{names[0]} and {names[1]} at {folder}", is_tokenized=True)
         if any(there):
-            raise MissingFilesError(f"{folder / names[there.index(False)]} is missing.")
+            raise MissingFilesError(
+                f"{folder / names[there.index(False)]} is missing beside {folder / names[there.index(True)]}; "
+                "put it there."
+            )
     return None
 
 
@@ -245,7 +248,9 @@ def _read_tables(layout: Layout, folder: Path) -> FoundText | None:
             what = f"{train[0].suffix[1:]} at {folder}"
             return FoundText(_rows(train, layout.column), _rows(test, layout.column), what, is_tokenized=True)
         if train or test:
-            raise MissingFilesError(f"{folder} holds {(train or test)[0].name}, but not the other part of the corpus.")
+            raise MissingFilesError(
+                f"{folder} holds {(train or test)[0].name}, but not the other part of the corpus; put it there."
+            )
     return None
 
 
@@ -258,5 +263,5 @@ def _rows(files: Sequence[Path], column: str) -> str:
                 raise DataError(f"{file}, row {row}: expected text, found {type(value).__name__}.")
             lines.append(value.rstrip("\n") + "\n")
     if not lines:
-        raise DataError(f"{files[0]} holds no rows.")
+        raise DataError(f"{files[0]} holds no rows; get the file anew.")
     return "".join(lines)

@@ -129,7 +129,9 @@ def _read_root(info: DatasetInfo, root: Path, level: Level) -> FoundText:
     if info.name == "verses":
         raise DataError('The text "verses" comes with weightspace and takes no root=: leave it out.')
     if not root.exists():
-        raise DataError(f"root={str(root)!r} for the data set {info.name!r} does not exist.")
+        raise DataError(
+            f"root={str(root)!r} for the data set {info.name!r} does not exist; give the folder or file that holds it."
+        )
     if info.name == "text":
         return read_text_root(root)
     found = read_bible(root) if info.name == "bible-kjv" else read_corpus(info.name, root, level, owned=True)

@@ -105,7 +105,8 @@ def _hidden(hidden: int | Sequence[int]) -> tuple[int, int]:
     widths = list(positive_ints("alexnet", "hidden", hidden))
     if len(widths) > 2:
         raise RecipeError(
-            f'Model "alexnet" has two hidden linear layers, so "hidden" takes one width or two, not {len(widths)}.',
+            f'Model "alexnet" has two hidden linear layers, so "hidden" takes one width or two, not {len(widths)}; '
+            "leave some out.",
         )
     return widths[0], widths[-1]
 
