@@ -235,15 +235,14 @@ def shapes_of(layers: int | None, *, quick: bool) -> Shapes:
     return tuple(resnet18_shapes(8 if quick else 64)[:layers])
 
 
-def floor_of(manifold: Manifold, shapes: Shapes, *, adam: bool = False) -> Floor:
-    """Bytes of the optimizer's own step, and for matrices the products that a corrected step cannot do without."""
-    count, each = sum(torch.Size(s).numel() for s in shapes), 28.0 if adam else 20.0
-    moved = "moments" if adam else "momentum"
+def floor_of(manifold: Manifold, shapes: Shapes) -> Floor:
+    """Bytes of SGD's own step, Adam's too (one second moment a point), and for matrices the products besides."""
+    count = sum(torch.Size(s).numel() for s in shapes)
     if not isinstance(manifold, Stiefel) or manifold.grouping == "slice":
-        return Floor(f"weight, gradient and {moved} read, weight and {moved} written", bytes=each * count)
+        return Floor("weight, gradient and momentum read, weight and momentum written", bytes=20.0 * count)
     words = "products of a step that is corrected every time, 7np² for n x p matrices"
     sides = [sorted((s[0], math.prod(s[1:]))) for s in shapes]
-    return Floor(words, bytes=each * count, flops=float(sum(7 * n * p**2 for p, n in sides)))
+    return Floor(words, bytes=20.0 * count, flops=float(sum(7 * n * p**2 for p, n in sides)))
 
 
 def contest(
@@ -254,7 +253,6 @@ def contest(
     manifold: Manifold,
     *,
     layers: int | None = None,
-    adam: bool = False,
     tolerance: float = FLOAT32,
 ) -> Contest:
     """On the kernels of ResNet-18, or on the first layers."""
@@ -268,7 +266,7 @@ def contest(
         "largest violation after the timed steps: of a norm or a singular value from 1",
         tolerance,
         lambda quick: [make(manifold, shapes_of(layers, quick=quick)) for make in build()],
-        lambda quick: floor_of(manifold, shapes_of(layers, quick=quick), adam=adam),
+        lambda quick: floor_of(manifold, shapes_of(layers, quick=quick)),
     )
 
 
@@ -286,7 +284,6 @@ CONTESTS = [
         "A step of Adam that keeps every filter at norm 1.",
         unit_adam,
         Sphere("filter"),
-        adam=True,
     ),
     contest(
         "orthonormal-sgd",
@@ -313,7 +310,6 @@ CONTESTS = [
         orthonormal_adam,
         Stiefel(),
         layers=WITH_LAYER_3,
-        adam=True,
         tolerance=LOOSE,
     ),
     contest(

@@ -43,6 +43,9 @@ def render(data: Record, reasons: Mapping[str, str] = REASONS) -> str:
         ),
         _legend(data),
     ]
+    if data.get("unmeasured"):
+        names = " ".join(data["unmeasured"])
+        parts.append(f"Not measured yet: `python -m benchmarks --only {names}`.")
     behind = {name: c for name, c in contests.items() if c["verdict"] not in {"first", ALONE}}
     if behind:
         parts.append("## Where ours is not first")
@@ -81,8 +84,10 @@ def _head(data: Record) -> str:
 
 def _legend(data: Record) -> str:
     clocks = sorted({contest["clock"] for contest in data["contests"].values()})
+    turns = sorted(c["turns"] for contest in data["contests"].values() for c in contest["contestants"] if c["turns"])
     return (
-        "Contestants take turns on the same weights, gradients and threads; ratios are taken turn by turn. "
+        "Contestants take turns on the same weights, gradients and threads; ratios are taken turn by turn"
+        + (f" ({turns[0]} to {turns[-1]} turns, those of each in the details). " if turns else ". ")
         + " ".join(CLOCK_WORDS[clock] for clock in clocks)
         + " The best peer is the fastest package or hand-written torch code that answers within the contest's tolerance; what errs more is shown in the details and is nobody's peer. "
         "First: the lower quartile of the ratio is above 1; behind: the upper one is below 1; level: in between. "

@@ -78,6 +78,8 @@ def _keep(data: Data, docs: Path | None) -> None:
         return
     data["contests"] = {name: data["contests"][name] for name in CONTESTS if name in data["contests"]}
     data["scaling"] = {name: data["scaling"][name] for name in contests_scaling.PLOTS if name in data["scaling"]}
+    known = {*data["contests"], *(f"scaling-{name}" for name in data["scaling"])}
+    data["unmeasured"] = [name for name in NAMES if name not in known]
     write_json_atomically(docs / "benchmarks" / "contests.json", data)
     write_pages(docs, data)
 

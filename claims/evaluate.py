@@ -51,8 +51,10 @@ class Result:
 
     @property
     def key(self) -> Found | None:
-        """The number that stands in the table of verdicts: the first that decides."""
-        return next((one for one in self.found if one.outcome is not None), None)
+        """The number for the table of verdicts: the first that decides, or where one is enough the first that holds."""
+        decisive = [one for one in self.found if one.outcome is not None]
+        holding = [one for one in decisive if one.outcome == "holds"] if self.claim.rule == "any" else []
+        return next(iter(holding or decisive), None)
 
     @property
     def tally(self) -> str:

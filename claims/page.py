@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from claims.evaluate import Found, Result
 from claims.model import Paper, Run
 from claims.runs import RUNS, cheap_runs, duration
+from claims.sources import DOCS
 from claims.verdicts import RULES, Verdict
 
 HEAD = """# Claims: what the papers say, and what came of it here
@@ -64,7 +65,7 @@ def _overview(results: Sequence[Result]) -> str:
 
 def _verdict_table(results: Sequence[Result], first: str) -> list[str]:
     rows = [
-        f"| {first} | claim | verdict | n | the number that decides first | report |",
+        f"| {first} | claim | verdict | n | a number that decides | report |",
         "|:---|:---|:---|---:|:---|:---|",
     ]
     for result in results:
@@ -77,7 +78,7 @@ def _verdict_table(results: Sequence[Result], first: str) -> list[str]:
             f"**{result.verdict.value}**",
             str(key.interval.n) if key else "–",
             _cell(number),
-            f"[page]({claim.report})" if claim.report else "–",
+            f"[page]({claim.report})" if has_report(result) else "–",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
@@ -109,7 +110,7 @@ def _section(result: Result) -> list[str]:
         lines.append(f"- *Rule:* {RULES[claim.rule]}. n counts {claim.unit_of_n}.")
     lines.append(f"- *Limits:* {claim.limits}")
     lines += [f"- *Repeat:* {_repeat(RUNS[name])}" for name in claim.runs]
-    if claim.report:
+    if has_report(result):
         lines.append(f"- *Report:* [{claim.report}]({claim.report})")
     if result.missing:
         lines.append(f"- *Not there yet:* {', '.join(f'`docs/{source}`' for source in result.missing)}")
@@ -150,6 +151,11 @@ def _repeat(run: Run) -> str:
     words = ["python -m claims --rerun", run.name, *(["--root FOLDER"] if run.needs_root else [])]
     needs = f"; needs {run.needs}" if run.needs else ""
     return f"`{' '.join(words)}` ({run.cost}; {duration(run)}{needs})"
+
+
+def has_report(result: Result) -> bool:
+    """Whether the claim's report can be linked: it may be written later than the claim."""
+    return bool(result.claim.report) and (DOCS / result.claim.report).is_file()
 
 
 def anchor(heading: str) -> str:

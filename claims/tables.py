@@ -23,9 +23,9 @@ _COLORS = {
 
 
 def verdicts(results: Sequence[Result]) -> None:
-    """One row a claim: verdict, n, the number that decides first, how many conditions hold."""
+    """One row a claim: verdict, n, a number that decides, how many conditions hold."""
     table = Table(title="claims, recomputed from raw values", expand=False)
-    for column in ("claim", "verdict", "n", "the number that decides first", "conditions"):
+    for column in ("claim", "verdict", "n", "a number that decides", "conditions"):
         table.add_column(column, overflow="fold", justify="right" if column == "n" else "left")
     for result in results:
         color, key = _COLORS.get(result.verdict, "dim"), result.key

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from weightspace.files import write_text_atomically
 from weightspace.training.recipe import Recipe, bundled_recipes, load_recipe
+from weightspace.training.recipe_files import read_recipe
 
 HERE = Path(__file__).parent
 PAGE = HERE / "gallery.md"
@@ -145,7 +146,7 @@ def entry(name: str, names: tuple[str, ...]) -> str:
         ("what runs", _what(recipe)),
     ]
     if f"{name}-full" in names:
-        rows.append(("full size", f"`{name}-full`: {load_recipe(f'{name}-full').description}"))
+        rows.append(("full size", f"`{name}-full`: {read_recipe(f'{name}-full')[0]['description']}"))
     result = RESULTS.get(name)
     links = [f"[results]({result.page})"] if result else []
     if (HERE / REPORTS / f"{name}.html").exists():

@@ -378,6 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(certified_report.line(record), flush=True)
     results = {
         "size": asdict(size), "radii": RADII, "curve": CURVE, "attacked_images": ATTACKED, "tuning": tuned,
+        "ranges": RANGES, "tuning_steps": size.steps * TUNING_STEPS // STEPS,
         "runs": runs, "versions": versions(), "machine": machine(),
     }  # fmt: skip
     write_json_atomically(options.out / "results.json", results)

@@ -70,7 +70,8 @@ def spectra(models: dict[str, Any], path: Path) -> None:
 def image(models: dict[str, Any], data: Data, classes: tuple[str, ...], path: Path) -> None:
     """One test image: how far each network is proved to hold, and the nearest change found that fools it."""
     images, labels = (part[:CANDIDATES] for part in data.test)
-    radii = {arm: radii_of(model, images, labels)[1] for arm, model in models.items()}
+    certificates = {arm: radii_of(model, images, labels) for arm, model in models.items()}
+    radii = {arm: found for arm, (_, found) in certificates.items()}
     right = torch.stack(list(radii.values())).min(dim=0).values > 0
     own = torch.where(right, radii["weightspace"], -math.inf)
     chosen = int((own - own[right].median()).abs().argmin())  # a typical image: of median certified radius
@@ -89,7 +90,10 @@ def image(models: dict[str, Any], data: Data, classes: tuple[str, ...], path: Pa
             show(panels[1], change * 2 + 0.5, "change, twice" if row == 0 else "")
             show(panels[2], fooled, f"image + change: “{wrong}”", color=COLORS[arm])
             panels[0].set_ylabel(arm, color=COLORS[arm], fontsize=9.5)
-            bar(line, row, float(radii[arm][chosen]), length, COLORS[arm])
+            radius = float(radii[arm][chosen])
+            bar(line, row, radius, length, COLORS[arm])
+            if arm == "spectral_norm":  # the same margin over the constant of layers whose norms are 1
+                claim(line, row, radius * (certificates[arm][0].body or 0.0) * data.std, COLORS[arm])
         line.set_yticks([])
         line.set_ylim(len(models) - 0.5, -0.5)
         line.set_xlim(0, 1.08 * line.get_xlim()[1])
@@ -114,6 +118,14 @@ def bar(axes: Axes, row: int, radius: float, length: float, color: str) -> None:
     axes.plot(length, row, "x", color=color, markersize=8, markeredgewidth=2)
     axes.text(length, row - 0.16, f"  {length:.2f}", color=color, fontsize=8.5, va="bottom", ha="center")
     axes.text(radius, row + 0.2, f"{radius:.2f}", color=color, fontsize=8.5, va="top", ha="center")
+
+
+def claim(axes: Axes, row: int, radius: float, color: str) -> None:
+    """A radius that is not proved, and here not true."""
+    axes.barh(row, radius, height=0.34, fill=False, edgecolor=color, linestyle=(0, (3, 2)), linewidth=1.0)
+    axes.text(
+        radius, row + 0.2, f"false: {radius:.2f}", color=color, fontsize=8.5, va="top", ha="center", fontstyle="italic"
+    )
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ SPECTRA_FILE = "spectra.json"
 METRICS = ("ChannelL2",)
 MANIFOLDS = ("Sphere", "Stiefel")
 GATED = " gated"
+SINGULAR = 1e-5  # of the largest value: below it weights in float32 are singular
 
 
 def levels_of(rules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -132,7 +133,8 @@ def cell_of(comparison: Comparison, arm: ArmResult) -> JsonObject:
         "levels": levels_of(arm.recipe.to_dict()["rules"]),
         "lr": arm.recipe.train.optimizer.lr,
         "trials": [
-            {"lr": t.settings["train.optimizer.lr"], "accuracy": t.accuracy, "loss": finite(t.loss)} for t in arm.trials
+            {"lr": t.settings["train.optimizer.lr"], "accuracy": t.accuracy, "loss": combinations_report.finite(t.loss)}
+            for t in arm.trials
         ],
         "runs": runs,
     }
@@ -158,18 +160,18 @@ def row_of(result: JsonObject, chance: float) -> JsonObject:
 
 
 def spread_in(folder: Path) -> JsonObject:
-    """The geometric mean over a run's convolutions of largest over smallest singular value; None where not measured."""
+    """The geometric mean over a run's convolutions of largest over smallest singular value.
+
+    None where nothing was measured; `singular` says that a convolution has a value of zero, as far as float64 can tell.
+    """
     path = folder / SPECTRA_FILE
     layers: dict[str, list[float] | None] = read_json(path)["layers"] if path.exists() else {}
-    ends = [pair for pair in layers.values() if pair is not None and pair[0] > 0]
-    is_known = bool(layers) and len(ends) == len(layers)
-    spread = math.exp(fmean(math.log(high / low) for low, high in ends)) if is_known else None
-    return {"spread": spread}
-
-
-def finite(number: float) -> float | None:
-    """The number, or None where JSON has none."""
-    return number if math.isfinite(number) else None
+    ends = [pair for pair in layers.values() if pair is not None]
+    if not ends or len(ends) < len(layers):
+        return {"spread": None, "singular": False}
+    if any(low < SINGULAR * high for low, high in ends):
+        return {"spread": None, "singular": True}
+    return {"spread": math.exp(fmean(math.log(high / low) for low, high in ends)), "singular": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

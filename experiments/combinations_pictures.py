@@ -85,11 +85,20 @@ def draw_cell(
     style: dict[str, Any] = {"ha": "center", "color": ink}
     weight = "bold" if is_told else "normal"
     axes.text(
-        place[0], place[1] - 0.03, f"{value:+.1f}" + "*" * is_told, va="bottom", fontsize=10, weight=weight, **style
+        place[0], place[1] - 0.03, rounded(value) + "*" * is_told, va="bottom", fontsize=10, weight=weight, **style
     )
     if difference["low"] is not None:
-        ends = f"{difference['low']:+.1f} to {difference['high']:+.1f}"
+        ends = f"{rounded(difference['low'])} to {rounded(difference['high'])}"
         axes.text(place[0], place[1] + 0.07, ends, va="top", fontsize=7.2, **style)
+
+
+def rounded(value: float) -> str:
+    """One digit with its sign; no minus before zero.
+
+    >>> rounded(-0.04), rounded(-0.06)
+    ('+0.0', '-0.1')
+    """
+    return f"{round(value, 1) + 0.0:+.1f}"
 
 
 def forest(found: JsonObject) -> Figure:

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from experiments import combinations_pictures
@@ -61,7 +61,8 @@ def levels(cell: JsonObject) -> Levels:
 def facts(cell: JsonObject, chance: float) -> JsonObject:
     """Levels, learning rate and means over seeds of what is no accuracy; None where nothing was measured."""
     runs, rates = cell["runs"], sorted(trial["lr"] for trial in cell["trials"])
-    spreads = known(runs, "spread")
+    singular = sum(run.get("singular", False) for run in runs)
+    spreads = known(runs, "spread") + [math.inf] * singular
     return {
         "levels": cell["levels"],
         "lr": cell["lr"],
@@ -72,12 +73,18 @@ def facts(cell: JsonObject, chance: float) -> JsonObject:
         "zeros_linear": zeros(runs, "classifier."),
         "duty": mean(known(runs, "duty")),
         "violation": max(known(runs, "violation"), default=None),
-        "spread": math.exp(fmean(map(math.log, spreads))) if spreads else None,
+        "spread": finite(median(spreads)) if spreads else None,
+        "singular": singular,
         "diverged": sum(run["status"] == "diverged" for run in runs),
         "collapsed": sum(run["accuracy"] < COLLAPSED * chance for run in runs),
         "train_loss": mean(known(runs, "train_loss")),
         "ms_per_step": 1000 * min(known(runs, "seconds_per_step"), default=math.nan),
     }
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has none."""
+    return number if math.isfinite(number) else None
 
 
 def known(runs: Sequence[JsonObject], key: str) -> list[float]:
@@ -115,7 +122,7 @@ def cell_table(found: JsonObject) -> str:
             written(loss["differences"].get(name), 3),
             f"{POINTS * cell['zeros']:.1f}",
             "–" if cell["duty"] is None else f"{POINTS * cell['duty']:.0f}",
-            "–" if cell["spread"] is None else f"{cell['spread']:.1f}",
+            ("∞" if cell["singular"] else "–") if cell["spread"] is None else f"{cell['spread']:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

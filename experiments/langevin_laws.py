@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -209,11 +208,6 @@ def main(arguments: list[str] | None = None) -> None:
     results["laws"] = {name: results["laws"][name] for name in laws()}
     write_json_atomically(path, results)
     langevin_laws_report.write(results, options.out)
-
-
-def rows_of(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """All rows of all laws."""
-    return list(itertools.chain.from_iterable(results["laws"].values()))
 
 
 if __name__ == "__main__":

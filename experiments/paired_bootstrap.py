@@ -34,16 +34,6 @@ class Interval:
         mean, low, high = (f"{scale * value:{sign}.{digits}f}" for value in (self.mean, self.low, self.high))
         return f"{mean} ({low} to {high})"
 
-    @property
-    def is_above_zero(self) -> bool:
-        """All of the interval."""
-        return self.low > 0
-
-    @property
-    def is_below_zero(self) -> bool:
-        """All of the interval."""
-        return self.high < 0
-
 
 def bootstrap(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean with its percentile interval; the same for the same values.

@@ -298,6 +298,7 @@ def test_compare_logs_every_run_and_a_corrected_recipe_takes_the_folder(
     folder = tmp_path / "comparison"
     small = ["--out", folder, "--workers", 1, "--accelerator", "cpu", "--set", "compare.tune=null"]
     small += ["--set", "compare.seeds=1", "--set", "train.epochs=1"]
+    monkeypatch.setattr(sys, "argv", ["weightspace", "compare", "--fresh"])  # what the sentence tells to leave out
     code, _, err = call("compare", recipe, *small, "--fresh", "--set", "train.batch_size=5000")
     assert code == 2
     assert err.count("error: ") == 1

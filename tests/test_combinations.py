@@ -155,9 +155,9 @@ def test_the_report_draws_and_counts_with_cells_missing(module: Any, tmp_path: P
     assert (found["cells"]["M + A + P"]["diverged"], found["cells"]["M + A + P"]["collapsed"]) == (5, 5)
     plain = found["cells"]["plain"]
     assert (plain["zeros_convolutions"], plain["zeros_linear"], plain["lr_at_edge"]) == pytest.approx((0.2, 0.6, True))
-    assert plain["spread"] == pytest.approx((4.0 * 5 * 6 * 7 * 8) ** 0.2)
+    assert plain["spread"] == 6.0  # the median
     table = (tmp_path / "table.md").read_text()
-    assert sum(line.startswith(("| none |", "| M |")) for line in table.splitlines()) == 17
+    assert sum(line.startswith(("| none |", "| M |")) for line in table.splitlines()) == 17 + 1  # and the effect of M
     assert "| M × A |" in table
     assert "| P | M | B | – | – | – → 50.0 |" in table  # the gate where its penalty is missing
     assert min((tmp_path / f"{name}.png").stat().st_size for name in ("combinations", "interactions")) > 20_000
@@ -184,6 +184,11 @@ def test_collecting_reads_a_comparison_and_its_spectra(module: Any, tmp_path: Pa
     for cell in results["cells"].values():
         assert len(cell["trials"]) == len(cell["runs"]) == 2
         assert all(run["spread"] == pytest.approx(4.0) for run in cell["runs"])
+    folder = next(tmp_path.rglob("final/*/spectra.json")).parent
+    ws.files.write_json_atomically(folder / "spectra.json", {"layers": {"features.0": [1e-9, 2.0]}})
+    assert module("").spread_in(folder) == {"spread": None, "singular": True}
+    ws.files.write_json_atomically(folder / "spectra.json", {"layers": {"features.0": None}})
+    assert module("").spread_in(folder) == {"spread": None, "singular": False}
 
 
 def test_training_leaves_spectra_and_no_weights(module: Any, tmp_path: Path) -> None:

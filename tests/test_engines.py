@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,9 @@ import engine_jobs
 from fabricated import make_recipe
 from here_engine import HereEngine, run_here
 from weightspace.chains import run_sampling
-from weightspace.chains import runner as chains_runner
 from weightspace.chains.keeper import ChainOrder
 from weightspace.chains.worker import do_chain_elsewhere
 from weightspace.compare import engines_ray, read_comparison, run_comparison
-from weightspace.compare import runner as runner_module
 from weightspace.compare.directory import has_finished_runs, remove_leftovers
 from weightspace.compare.engines import Losses, WorkerLost, relay
 from weightspace.compare.engines_local import LocalEngine, local_engine

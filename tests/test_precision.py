@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,3 +207,15 @@ def test_a_scaler_takes_no_closure_and_unscaling_first_lets_a_script_clip():
     rules.verify()
     with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
         scaler.step(optimizer, closure=lambda: loss)
+
+
+def test_before_torch_2_9_all_three_values_come_back(monkeypatch: pytest.MonkeyPatch):
+    value = ["medium"]
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=True))
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(allow_tf32=True))
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: value[0])
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda new: value.__setitem__(0, new))
+    with full_precision():
+        assert (value, torch.backends.cudnn.allow_tf32) == (["highest"], False)
+    assert (value, torch.backends.cudnn.allow_tf32) == (["medium"], True)
+    monkeypatch.undo()

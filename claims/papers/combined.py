@@ -136,7 +136,7 @@ CLAIMS = (
         "Does a gate on a penalty help, on every manifold?",
         _TASK + ": gated minus always on, averaged over the metrics",
         "differences that do not lie above zero",
-        "At these strengths an ungated penalty may not hurt, which leaves a gate nothing to repair.",
+        "One strength of each penalty; a gate also means less penalty, so part of this is what a weaker one would do.",
         tuple(Number(f"{penalty}, kernels on {manifold}: gated minus always on, points".replace("on none", "free"), SOURCE, _PAIRED, gate_effect(penalty, manifold), above(0)) for penalty in ("L1", "SingularValueBand") for manifold in MANIFOLDS),
         "results/combinations.md",
         is_papers=False,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-_FULL = ("ieee", "none", False)
+_FULL = ("ieee", "none", "highest", False)
 _AUTOCAST = tuple(d for d in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(d))
 
 
@@ -54,8 +54,9 @@ def full_precision() -> Generator[None]:
 def _settings() -> list[tuple[Any, str, Any, Any]]:
     """Who holds a setting, its name, its value now and its value at full precision."""
     matmul: Any = torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9: two switches
-        return [(holder, "allow_tf32", holder.allow_tf32, False) for holder in (matmul, torch.backends.cudnn)]
+    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9
+        switch, cudnn = _Products(), torch.backends.cudnn
+        return [(switch, "precision", switch.precision, "highest"), (cudnn, "allow_tf32", cudnn.allow_tf32, False)]
     holders: list[Any] = [
         matmul,
         getattr(torch.backends.mkldnn, "matmul", None),
@@ -64,3 +65,15 @@ def _settings() -> list[tuple[Any, str, Any, Any]]:
     ]
     name = "fp32_precision"
     return [(holder, name, getattr(holder, name), "ieee") for holder in holders if hasattr(holder, name)]
+
+
+class _Products:
+    """The one setting of products before torch 2.9; `allow_tf32` knows two of its three values only."""
+
+    @property
+    def precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)

@@ -20,19 +20,17 @@ _loaded: dict[str, Data] = {}  # by check sum
 
 @dataclass(frozen=True)
 class Ended:
-    """How a chain ended in a worker: whole, stopped with its state saved, or with an error.
+    """How a chain ended in a worker: with an error, or without: whole, or stopped by a signal with its state saved.
 
     Attributes:
         chain: Its number.
         error: The sentence; empty for none.
-        is_stopped: A signal asked to stop, and the state is saved.
         traceback: Of an error.
         told: Warnings, each with its kind.
     """
 
     chain: int
     error: str = ""
-    is_stopped: bool = False
     traceback: str = ""
     told: tuple[tuple[type[Warning], str], ...] = ()
 
@@ -78,8 +76,8 @@ def _sample(order: ChainOrder, checksum: str) -> Ended:
         return Ended(order.chain, str(error), traceback=traceback.format_exc())
     except OSError as error:  # a full disk, a folder that went away: no bug
         return Ended(order.chain, reason_of(error), traceback=traceback.format_exc())
-    except KeyboardInterrupt:
-        return Ended(order.chain, is_stopped=True)
+    except KeyboardInterrupt:  # the state is saved; who judges the chains says that this one is not whole
+        return Ended(order.chain)
     except Exception as error:  # noqa: BLE001 - the parent reports a bug with the chain's number
         return Ended(order.chain, f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
     return Ended(order.chain)

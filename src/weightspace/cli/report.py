@@ -1,4 +1,4 @@
-"""`weightspace report`: table, plots and one HTML file from what a comparison or a single run wrote."""
+"""`weightspace report`: table, plots and one HTML file from what a comparison, chains or a single run wrote."""
 
 from __future__ import annotations
 

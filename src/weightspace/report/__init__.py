@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML file and PNG plots of a comparison or of a single training run."""
+"""Reports: one self-contained HTML file and PNG plots of a comparison, of sampled chains or of a single run."""
 
 from __future__ import annotations
 
