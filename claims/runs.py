@@ -14,7 +14,7 @@ BIBLE = "the King James Bible, see docs/data.md#text"
 _SMALL = ("--set", "data.train_size=500", "--set", "data.test_size=500", "--set", "train.epochs=2")
 _FEW = ("--set", "compare.seeds=2", "--set", "compare.tune.seeds=1")
 # Comparisons that draw their trials at random; the others try a grid.
-_DRAWN = ("deep-plain", "penalties", "submanifolds", "cola", "kjv")
+_DRAWN = ("penalties", "submanifolds", "cola", "kjv")
 
 
 def short(name: str, seconds: float, what: str) -> Run:
@@ -104,12 +104,12 @@ _ALL = (
     short("toeplitz", 1, "10 small layers against their matrices"),
     short("exact-spectra", 1, "80 small layers against LAPACK"),
     short("penalty-gradients", 1, "6 penalties x 5 kernels against central differences"),
-    short("gain-sweep", 90, "4 gains x 7 seeds x 2 learning rates, a plain net of 16 layers on digits"),
+    short("gain-sweep", 80, "4 gains x 7 seeds x 2 learning rates, a plain net of 16 layers on digits"),
     short("channel-metric", 2, "2 metrics x 10 gradients against a dense system"),
     short("linear-cost", 7, "2 metrics x 5 sizes x 7 repetitions"),
     short("any-optimizer", 2, "every optimizer of torch x 3 seeds"),
     short("any-rule", 20, "every rule x every optimizer of torch"),
-    short("collapse-and-rescue", 60, "5 arms x 5 seeds, a plain net of 10 layers on digits"),
+    short("collapse-and-rescue", 80, "5 arms x 5 seeds, a plain net of 10 layers on digits"),
     short("sparse-storage", 1, "5 files"),
     short("on-manifold", 10, "4 manifolds x 2 updates x 3 seeds, 100 steps"),
     short("products", 12, "3 ways to share a layer out x 5 seeds, 100 steps"),
@@ -117,7 +117,12 @@ _ALL = (
     short("known-laws", 12, "4 laws x 2 dynamics, 3,000 to 10,000 chains each"),
     short("unchanged-networks", 2, "3 constraints x 3 networks"),
     Run("kernel-only", ("experiments.kernel_only", "--out", "{out}"), {"results/kernel-only/results.json": "results.json"}, 15, "7 layers x up to 18 arms x 5 seeds", ("--quick",)),
-    comparison("deep-plain", "deep-plain", 20, "135 runs"),
+    Run(
+        "deep-plain", ("weightspace", "compare", "deep-plain", "--out", "{out}"),
+        {"results/deep-plain/deep-plain/table.json": "table.json", "results/deep-plain/depth/depth.json": "depth/depth.json"},
+        20, "135 runs, and 45 more that are measured layer by layer", (*_FEW, "--set", "compare.tune.random.trials=2", *_SMALL), FASHION,
+        then=("experiments.deep_plain", "{out}", "--out", "{out}/depth"),
+    ),
     comparison("fashion-mnist-penalties", "singular-value-penalties", None, "143 runs"),
     comparison("cifar10-penalties", "singular-value-penalties", None, "143 runs"),
     comparison("fashion-mnist-vgg", "channel-directed", 20, "104 runs"),

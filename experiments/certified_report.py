@@ -112,12 +112,12 @@ def bound_table(results: dict[str, Any]) -> str:
     ]
     images = results["attacked_images"]
     for arm, runs in by_arm(results).items():
-        convs = [run["constants"][name] for run in runs for name in ("conv1", "conv2")]
+        convs = [c for run in runs for name, c in run["constants"].items() if name.startswith("conv")]
         broken, total = sum(run["violations"] for run in runs), images * len(runs)
         cells = [
             extent([run["bound"] for run in runs]),
             extent([run["stretch"] for run in runs]),
-            extent(convs),
+            extent(convs) if convs else "–",
             f"{broken} of {total:,}",
         ]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")

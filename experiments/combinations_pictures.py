@@ -88,7 +88,7 @@ def draw_cell(
         place[0], place[1] - 0.03, rounded(value) + "*" * is_told, va="bottom", fontsize=10, weight=weight, **style
     )
     if difference["low"] is not None:
-        ends = f"{rounded(difference['low'])} to {rounded(difference['high'])}"
+        ends = f"{difference['low']:+.1f} to {difference['high']:+.1f}"  # -0.0 lies below zero
         axes.text(place[0], place[1] + 0.07, ends, va="top", fontsize=7.2, **style)
 
 

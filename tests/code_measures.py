@@ -154,12 +154,11 @@ def type_score() -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(PACKAGE, Path(folder) / "weightspace", ignore=shutil.ignore_patterns("__pycache__"))
-        command = ["pyright", "--pythonpath", sys.executable, "--verifytypes", "weightspace", "--ignoreexternal"]
+        command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--verifytypes", "weightspace"]
         environment = {**os.environ, "PYTHONPATH": folder}  # before the checkout, where it is installed as editable
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
-        except FileNotFoundError as error:
-            raise SystemExit("pyright is not installed: run `pip install pyright`.") from error
+        result = subprocess.run(
+            [*command, "--ignoreexternal"], capture_output=True, text=True, check=False, cwd=folder, env=environment
+        )
     found = re.search(
         r"known type: (\d+).*ambiguous type: (\d+).*unknown type: (\d+).*?score: ([\d.]+)%", result.stdout, re.DOTALL
     )

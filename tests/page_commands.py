@@ -240,14 +240,14 @@ def _refusals(name: str) -> Iterator[None]:
 def _check_pip(words: list[str]) -> None:
     if words[0] == "uninstall":
         return
-    if words[0] != "install":
-        raise BadCommandError(f"pip {words[0]}: pages install only")
+    if words[0] not in {"install", "download"}:
+        raise BadCommandError(f"pip {words[0]}: pages install and download only")
     rest = iter(words[1:])
     for word in rest:
-        if word in {"-c", "-r"}:
-            _check_paths([f"./{next(rest)}"])
-        elif word in {"--index-url", "--extra-index-url", "--find-links"}:
+        if word in {"-d", "--find-links"}:
             next(rest)
+        elif word in {"-c", "-r"}:
+            _check_paths([f"./{next(rest)}"])
         elif match := re.fullmatch(r"(?:\.|weightspace|\S*\.whl)\[([^\]]*)\]", word):
             unknown = set(match[1].split(",")) - extras()
             if unknown:

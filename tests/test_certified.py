@@ -88,12 +88,12 @@ def test_a_small_run_writes_everything_and_goes_on_where_it_stopped(
 ):
     data = fabricated(certified)
     monkeypatch.setattr(certified, "load", lambda _device: data)
-    arguments = ["--out", str(tmp_path), "--arms", "spectral_norm", "weightspace"]
+    arguments = ["--out", str(tmp_path), "--arms", "spectral_norm", "weightspace", "weightspace, no 3x3"]
     arguments += ["--seeds", "2", "--steps", "2", "--channels", "4", "--hidden", "8"]
     certified.main(arguments)
     results = read_json(tmp_path / "results.json")
     assert [(run["arm"], run["seed"]) for run in results["runs"]] == [
-        (arm, seed) for seed in (0, 1) for arm in ("spectral_norm", "weightspace")
+        (arm, seed) for seed in (0, 1) for arm in ("spectral_norm", "weightspace", "weightspace, no 3x3")
     ]
     assert all(run["violations"] == 0 for run in results["runs"])
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
