@@ -88,7 +88,7 @@ def image(models: dict[str, Any], data: Data, classes: tuple[str, ...], path: Pa
                 wrong = classes[int(model(fooled).argmax())]
             show(panels[0], picture, classes[int(label)] if row == 0 else "")
             show(panels[1], change * 2 + 0.5, "change, twice" if row == 0 else "")
-            show(panels[2], fooled, f"image + change: “{wrong}”", color=COLORS[arm])
+            show(panels[2], fooled, f"now “{wrong}”", color=COLORS[arm])
             panels[0].set_ylabel(arm, color=COLORS[arm], fontsize=9.5)
             radius = float(radii[arm][chosen])
             bar(line, row, radius, length, COLORS[arm])
