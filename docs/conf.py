@@ -69,8 +69,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|pathlib|collections|abc|enum|typing|typer|lightning|transformers|matplotlib)\..*"),
     ("py:.*", r"Tensor|Module|Optimizer|dict\[str"),
     ("py:class", r"weightspace\.\w+\.\w+\.\w+"),  # bases and types that their package does not give on
-    # Aliases of types, which have no entry; each is told where it is used.
-    ("py:class", r"Application|Against|Groups|Grouping|Over|PenaltyPadding|Scope|Table|Variant"),
+    # Type variables and aliases of types, which have no entry; each is told where it is used.
+    ("py:class", r"[A-Z]|Application|Against|Groups|Grouping|Over|PenaltyPadding|Scope|Table|Variant"),
 ]
 
 # --------------------------------------------------------------------------- looks

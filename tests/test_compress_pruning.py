@@ -6,6 +6,7 @@ import copy
 import math
 from fractions import Fraction
 from itertools import chain
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import weightspace as ws
-from weightspace.compress import Masks, prune, prune_to
+from weightspace.compress import Masks, prune, prune_to, pruning
 from weightspace.errors import CompressError, SelectionError
 
 
@@ -469,3 +470,40 @@ def test_a_pruned_model_without_a_score_is_not_within():
     masks = prune_to(ramp(100), lambda m: 1.0 if (m.weight == 0).sum() < 30 else math.nan)
     assert masks.zeros < 0.3
     assert any("no finite number" in t.note for t in masks.search.trials)
+
+
+# --------------------------------------------------------------------------- the search for the threshold
+
+
+@given(
+    kind=st.sampled_from(["any", "sorted", "equal", "few values", "half zeros", "misleading"]),
+    length=st.integers(2_000, 6_000),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_searched_value_is_that_of_a_whole_search(kind, length, share, seed):
+    values = torch.rand(length, generator=torch.Generator().manual_seed(seed))
+    if kind == "sorted":
+        values = values.sort().values
+    elif kind == "equal":
+        values = torch.full_like(values, 0.5)
+    elif kind == "few values":
+        values = (values * 3).floor()
+    elif kind == "half zeros":
+        values[length // 2 :] = 0
+    elif kind == "misleading":
+        values[:: pruning._SAMPLE] = 9.0  # the sample sees nothing else
+    count = max(1, round(share * length))
+    with mock.patch.object(pruning, "_MANY", 1_000):
+        assert pruning._kth(values, count) == values.sort().values[count - 1]
+
+
+def test_a_long_list_is_not_searched_as_a_whole(monkeypatch):
+    searched = []
+    search = torch.Tensor.kthvalue
+    monkeypatch.setattr(torch.Tensor, "kthvalue", lambda self, k: searched.append(len(self)) or search(self, k))
+    values = torch.rand(pruning._MANY, generator=torch.Generator().manual_seed(0))
+    pruning._kth(values, len(values) // 2)
+    assert searched[0] < len(values) / 5
+    assert len(searched) == 1

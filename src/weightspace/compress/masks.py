@@ -208,7 +208,7 @@ class Masks:
     def _take(self, dropped: Mapping[str, Tensor]) -> None:
         infos = {info.name: info for info in describe(self._model)}
         masked = {
-            name: _Masked(infos[name], mask.to(infos[name].parameter.device), int(mask.sum()))
+            name: _Masked(infos[name], mask.to(infos[name].parameter.device), int(mask.count_nonzero()))
             for name, mask in dropped.items()
         }
         self._masked = masked

@@ -30,6 +30,8 @@ Groups = Literal["out", "kernel", "in"]
 # The dimensions of (groups, out, in, *taps) that one group spans, without the taps.
 _SPANNED: dict[str, tuple[int, ...]] = {"out": (2,), "kernel": (), "in": (1,)}
 _SCOPES = ("global", "layer")
+# Below so many numbers one search is as fast as a sample of every so-many-th and a search of what it leaves.
+_MANY, _SAMPLE = 1 << 18, 64
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,29 @@ def _smallest(sizes: Tensor, count: int) -> Tensor:
     """The mask of exactly `count` smallest; of equal ones the first."""
     if count == 0:
         return torch.zeros_like(sizes, dtype=torch.bool)
-    limit = sizes.kthvalue(count).values
+    limit = _kth(sizes, count)
     mask = sizes < limit
     equal = (sizes == limit).nonzero()[:, 0]
-    mask[equal[: count - int(mask.sum())]] = True
+    mask[equal[: count - int(mask.count_nonzero())]] = True
     return mask
+
+
+def _kth(sizes: Tensor, count: int) -> Tensor:
+    """`sizes.kthvalue(count).values`, for many numbers in a third of its time.
+
+    A sorted sample brackets the value; what lies below is counted, and only what lies between is selected from. Where
+    the sample misleads (sizes in an order of their own), the whole is searched.
+    """
+    if len(sizes) < _MANY:
+        return sizes.kthvalue(count).values
+    sample = sizes[::_SAMPLE].sort().values
+    place, margin = count // _SAMPLE, 4 * math.isqrt(len(sample))
+    low, high = sample[max(place - margin, 0)], sample[min(place + margin, len(sample) - 1)]
+    rest = count - int((sizes < low).count_nonzero())
+    between = sizes[(sizes >= low).logical_and_(sizes <= high)]
+    if 0 < rest <= len(between):
+        return between.kthvalue(rest).values
+    return sizes.kthvalue(count).values
 
 
 def _biases(model: nn.Module, infos: Sequence[ParameterInfo], dropped: Mapping[str, Tensor]) -> dict[str, Tensor]:
