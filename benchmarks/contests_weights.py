@@ -59,12 +59,12 @@ def stepping(make: Make, exact: Exact, *, quick: bool) -> Running:
     return Running(make(model), error)
 
 
-def attached(penalty: Penalty) -> Make:
+def attached(penalty: Penalty, *, check_finite: bool = True) -> Make:
     """Ours."""
 
     def make(model: nn.Module) -> Callable[[], object]:
         optimizer = sgd(model)
-        ws.attach(optimizer, model, penalty)
+        ws.attach(optimizer, model, penalty, check_finite=check_finite)
         return optimizer.step
 
     return make
@@ -146,7 +146,14 @@ def weight_contest(
 
     def entrants(quick: bool) -> list[Entrant]:
         label = f"`attach(SGD, {type(penalty).__name__}())`"
-        found = [Entrant(label, "ours", partial(stepping, attached(penalty), exact, quick=quick))]
+        found = [
+            Entrant(label, "ours", partial(stepping, attached(penalty), exact, quick=quick)),
+            Entrant(
+                "the same, `check_finite=False`",
+                "ours",
+                partial(stepping, attached(penalty, check_finite=False), exact, quick=quick),
+            ),
+        ]
         found += [
             Entrant(n, kind, partial(stepping, make, exact, quick=quick), package) for n, kind, make, package in others
         ]

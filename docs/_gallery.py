@@ -67,6 +67,7 @@ RESULTS = {
     "cifar10-submanifolds": _plot("submanifolds", "cifar10-submanifolds/differences.png", _DIFFERENCES),
     "cifar10-submanifolds-nonorm": _plot("submanifolds", "cifar10-submanifolds-nonorm/differences.png", _DIFFERENCES),
     "fashion-mnist-cola": _plot("cola-fashion-mnist", "fashion-mnist-cola/differences.png", _DIFFERENCES),
+    "fashion-mnist-combinations": _plot("combinations", "combinations.png", "every combination minus plain SGD"),
     "cifar10-cola": _plot("cola-resnet", "cifar10-cola/differences.png", _DIFFERENCES),
     "kjv-transformer": _plot("cola-transformer", "kjv-transformer/differences.png", _DIFFERENCES),
 }

@@ -160,7 +160,9 @@ def type_score() -> str:
             [*command, "--ignoreexternal"], capture_output=True, text=True, check=False, cwd=folder, env=environment
         )
     found = re.search(
-        r"known type: (\d+).*ambiguous type: (\d+).*unknown type: (\d+).*?score: ([\d.]+)%", result.stdout, re.DOTALL
+        r"With known type: (\d+).*?ambiguous type: (\d+).*?unknown type: (\d+).*?score: ([\d.]+)%",
+        result.stdout,
+        re.DOTALL,
     )
     if found is None:
         raise SystemExit(f"pyright gave no score:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
