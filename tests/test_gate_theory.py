@@ -128,7 +128,7 @@ def test_l1_holds_the_weight_at_zero():
         (lambda: tolerance_level(1, 0.5), "depth=1; pass a whole number of factors from 2 on"),
         (lambda: largest_strength(2.5), "depth=2.5"),
         (lambda: largest_strength(True, power=1), "depth=True"),
-        (lambda: pull(6, 0.5, power=3), "not 3"),
+        (lambda: pull(6, 0.5, power=3), "power=3; pass 2"),
         (lambda: simulate(6, 0.5, -0.1), "strength=-0.1"),
         (lambda: simulate(6, 0.5, math.inf), "strength=inf"),
         (lambda: simulate(6, 0.5, 0.1, dt=0.0), "dt=0.0"),

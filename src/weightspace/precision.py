@@ -72,6 +72,7 @@ class _Products:
 
     @property
     def precision(self) -> str:
+        """As `torch.get_float32_matmul_precision` names it."""
         return torch.get_float32_matmul_precision()
 
     @precision.setter
