@@ -253,7 +253,9 @@ def draw(plot: Mapping[str, Any], path: Path, machine: str) -> None:
     from weightspace.figures import STYLE
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+        # No automatic layout: long legends below the axes would take the axes' width.
+        figure = Figure(figsize=(9.6, 5.8))
+        figure.subplots_adjust(left=0.08, right=0.98, bottom=0.38, top=0.88, wspace=0.22)
         FigureCanvasAgg(figure)
         for axes, panel in zip(figure.subplots(1, len(plot["panels"])), plot["panels"], strict=True):
             _draw_panel(axes, panel)
@@ -286,8 +288,9 @@ def _draw_panel(axes: Any, panel: Mapping[str, Any]) -> None:
     if panel["floor"] is not None:
         axes.loglog(sizes, panel["floor"], color="#666666", linestyle=":", linewidth=1.5, label="floor")
     axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     axes.set_xlabel(panel["label"])
     axes.set_ylabel("milliseconds")
     axes.set_title(panel["title"])
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=2)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0.0, -0.15))
