@@ -52,10 +52,17 @@ def render(data: Record, reasons: Mapping[str, str] = REASONS) -> str:
         parts += [f"**{c['title']}** ({_short(c)}). {reasons.get(name, UNFOUND)}" for name, c in behind.items()]
     if data.get("scaling"):
         parts.append("## How it scales")
+        parts.append(SMALL)
         parts += [_plot(name, plot) for name, plot in data["scaling"].items()]
     parts.append("## Details")
     parts.append("\n".join(f"- [{page.removesuffix('.md')}]({page}): {words}." for page, words in DETAILS.items()))
     return "\n\n".join(parts) + "\n"
+
+
+SMALL = (
+    "Small kernels are the weak spot: below some 64 channels, below a thousand chains and with few layers a step is calls from Python, and ours makes more of "
+    "them than POGO, geoopt or a few lines by hand, because rules, groups and checks are looked up at every step. It is a millisecond or two a step, not yet worked on."
+)
 
 
 def render_details(data: Record) -> str:

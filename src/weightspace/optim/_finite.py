@@ -10,7 +10,7 @@ import torch
 from weightspace.errors import NonFiniteGradientError
 from weightspace.kernels.parameters import ParameterInfo
 
-_SMALL = 1 << 16  # numbers
+_SMALL = 1 << 14  # numbers: from here on a copy into fresh memory costs more than a call
 
 
 def all_finite(pieces: Iterable[torch.Tensor]) -> bool:
