@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 import weightspace as ws
+from benchmarks import contests_kernels
 from benchmarks.contests import Contest, Entrant, Floor, Running
-from benchmarks.manifolds_kernels import MOMENTUM, resnet18_shapes
+from benchmarks.contests_kernels import SIZE
 from benchmarks.placed import placed
-from benchmarks.timing import device
 from weightspace.kernels import Rule
 
 SMOOTHING = 4.0
 RATE = 1e-3
-SIZE = "ResNet-18's 20 kernels, 11.2 million weights"
 ERROR = "largest error of the first step, over its largest number"
 Step = Callable[[], object]
 Make = Callable[[nn.Module], Step]
@@ -26,20 +25,13 @@ Exact = Callable[[torch.Tensor], torch.Tensor]
 
 
 def kernels(*, quick: bool) -> nn.Sequential:
-    """Kernels that are zero, so that the first step is the gradient as it was transformed; random gradients."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for c_out, c_in, *taps in resnet18_shapes(8 if quick else 64):
-        layer = nn.Conv2d(c_in, c_out, tuple(taps), bias=False, device=device())
-        nn.init.zeros_(layer.weight)
-        layer.weight.grad = torch.randn_like(layer.weight)
-        layers.append(layer)
-    return nn.Sequential(*layers)
+    """Kernels that are zero, so that the first step is the gradient as it was transformed."""
+    return contests_kernels.kernels(std=0.0, gradient=1.0, quick=quick)
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    """The same for all: the quickest step that torch has."""
-    return torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
+    """The same for all."""
+    return contests_kernels.sgd(model, RATE)
 
 
 def stepping(make: Make, exact: Exact, *, quick: bool) -> Running:

@@ -12,34 +12,27 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import weightspace as ws
+from benchmarks import contests_kernels
 from benchmarks.contests import Contest, Entrant, Floor, Kind, Running
-from benchmarks.manifolds_kernels import resnet18_shapes
+from benchmarks.contests_kernels import SIZE
+from benchmarks.manifolds_kernels import MOMENTUM
 from benchmarks.placed import placed
-from benchmarks.timing import device
 from weightspace.compress import prune
 from weightspace.penalties import L1, L2, CautiousWeightDecay, Penalty
 
-RATE, STRENGTH, MOMENTUM, ZEROS = 0.01, 1e-3, 0.9, 0.9
-SIZE = "ResNet-18's 20 kernels, 11.2 million weights"
+RATE, STRENGTH, ZEROS = 0.01, 1e-3, 0.9
 Exact = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Make = Callable[[nn.Module], Callable[[], object]]
 
 
 def kernels(*, quick: bool) -> nn.Sequential:
-    """Random kernels and gradients; gradients are small, so that hundreds of steps change the work little."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for c_out, c_in, *taps in resnet18_shapes(8 if quick else 64):
-        layer = nn.Conv2d(c_in, c_out, tuple(taps), bias=False, device=device())
-        nn.init.normal_(layer.weight, std=0.05)
-        layer.weight.grad = 1e-3 * torch.randn_like(layer.weight)
-        layers.append(layer)
-    return nn.Sequential(*layers)
+    """Gradients are small, so that hundreds of steps change the work little."""
+    return contests_kernels.kernels(std=0.05, gradient=1e-3, quick=quick)
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
     """The same for all."""
-    return torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
+    return contests_kernels.sgd(model, RATE)
 
 
 def stepping(make: Make, exact: Exact, *, quick: bool) -> Running:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from weightspace.files import write_text_atomically
+from weightspace.files import renew_text
 
 FOLDER = Path(__file__).with_name("api")
 MODULES = (
@@ -180,10 +180,8 @@ def pages() -> dict[Path, str]:
 
 def main() -> int:
     """Writes the pages that are out of date; the exit code is 0."""
-    FOLDER.mkdir(exist_ok=True)
     for path, text in pages().items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text_atomically(path, text)
+        if renew_text(path, text):
             print(f"{path.name}: written")
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 from typer.models import ArgumentInfo, OptionInfo
 
 from weightspace.cli.app import app
-from weightspace.files import write_text_atomically
+from weightspace.files import renew_text
 
 PAGE = Path(__file__).with_name("cli.md")
 # What a page tells at length about a command.
@@ -140,9 +140,7 @@ def render() -> str:
 
 def main() -> int:
     """Writes the page if it is out of date; the exit code is 0."""
-    text = render()
-    if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        write_text_atomically(PAGE, text)
+    if renew_text(PAGE, render()):
         print(f"{PAGE.name}: written")
     return 0
 

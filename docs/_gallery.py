@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightspace.files import write_text_atomically
+from weightspace.files import renew_text
 from weightspace.training.recipe import Recipe, bundled_recipes, load_recipe
 from weightspace.training.recipe_files import read_recipe
 
@@ -177,9 +177,7 @@ def render() -> str:
 
 def main() -> int:
     """Writes the page if it is out of date; the exit code is 0."""
-    text = render()
-    if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        write_text_atomically(PAGE, text)
+    if renew_text(PAGE, render()):
         print(f"{PAGE.name}: written")
     return 0
 

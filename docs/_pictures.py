@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from weightspace.files import write_text_atomically
+from weightspace.files import renew_text
 
 FOLDER = Path(__file__).with_name("_static") / "pictures"
 LIGHT = {
@@ -231,11 +231,8 @@ PICTURES = {"step.svg": step, "rooms.svg": rooms, "choose.svg": choose}
 
 def main() -> int:
     """Writes the pictures that are out of date; the exit code is 0."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():
-        path, text = FOLDER / name, draw().svg()
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text_atomically(path, text)
+        if renew_text(FOLDER / name, draw().svg()):
             print(f"{name}: drawn")
     return 0
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from weightspace.files import write_text_atomically
+from weightspace.files import renew_text
 from weightspace.registry import GATES, REGISTRY, GateEntry, RuleEntry
 
 PAGE = Path(__file__).with_name("how-to-choose.md")
@@ -55,10 +55,7 @@ def replace_table(text: str) -> str:
 
 def main() -> int:
     """Rewrites the page if a table is out of date; the exit code is 0."""
-    old = PAGE.read_text(encoding="utf-8")
-    new = replace_table(old)
-    if new != old:
-        write_text_atomically(PAGE, new)
+    if renew_text(PAGE, replace_table(PAGE.read_text(encoding="utf-8"))):
         print(f"{PAGE.name}: tables renewed")
     return 0
 

@@ -20,6 +20,7 @@ from weightspace.files import (
     ensure_writable_folder,
     finite,
     read_json,
+    renew_text,
     replacing,
     write_json_atomically,
     write_text_atomically,
@@ -247,3 +248,13 @@ def test_the_reason_of_the_system_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(RunError, match=r"cannot write to the folder .*: permission denied"):
         ensure_writable_folder(tmp_path)
+
+
+def test_a_text_that_is_up_to_date_is_not_written(tmp_path):
+    path = tmp_path / "folder" / "page.md"
+    assert renew_text(path, "one\n")
+    before = path.stat().st_mtime_ns
+    assert not renew_text(path, "one\n")
+    assert path.stat().st_mtime_ns == before
+    assert renew_text(path, "two\n")
+    assert path.read_text() == "two\n"

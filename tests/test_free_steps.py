@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -57,9 +59,7 @@ def test_followed_steps_are_the_references(manifold, shape, seed, is_tangent, ha
     u = size * (manifold.project_tangent(x, u) if is_tangent else u)
     m = manifold.project_tangent(x, m) if has_tangent else m
     ends, momenta, counts = [], [], []
-    kept = _row_blocks.BLOCK
-    _row_blocks.BLOCK = block
-    try:
+    with mock.patch.object(_row_blocks, "BLOCK", block):
         for way in (follow, type(manifold).follow):
             y, carried = x + u, m.clone()
             counts.append(way(manifold, x.clone(), y, FreeStep([carried], is_tangent, has_tangent)))
@@ -68,8 +68,6 @@ def test_followed_steps_are_the_references(manifold, shape, seed, is_tangent, ha
         out = torch.empty_like(x)
         manifold.gradient_into(x, g, out, Workspace())
         manifold.gradient_into(x, same := g.clone(), same, Workspace())
-    finally:
-        _row_blocks.BLOCK = kept
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(momenta[1], momenta[0], rtol=1e-9, atol=1e-10)
     assert counts[0] == counts[1] or size > 1 or min(shape[-2:]) == 1
@@ -94,16 +92,12 @@ def test_adaptive_steps_are_the_references(manifold, shape, seed, amsgrad, geode
     g = drawn(shape, generator)
     s, largest = (drawn((*shape[:-2], 1, 1), generator).square() for _ in range(2))
     found = []
-    kept = _row_blocks.BLOCK
-    _row_blocks.BLOCK = block
-    try:
+    with mock.patch.object(_row_blocks, "BLOCK", block):
         for way in (adapt, type(manifold).adapt):
             own = [t.clone() for t in (x, m, s, largest)]
             adaptive = Adaptive(0.05, 0.9, 0.99, 0.3, 1e-8, own[2], own[3] if amsgrad else None, geodesic)
             way(manifold, own[0], own[1], g, adaptive)
             found.append(own)
-    finally:
-        _row_blocks.BLOCK = kept
     for fast, plain in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-10)
 

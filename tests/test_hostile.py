@@ -409,7 +409,9 @@ def test_a_small_sparse_file_declares_no_terabyte(tmp_path):
     }
     path = tmp_path / "bomb.safetensors"
     path.write_bytes(fuzz_inputs.safetensors_bytes({"__metadata__": metadata, **parts}, b""))
-    assert "damaged at w: it declares tensors of 4,000,000,000,000 bytes" in refused(ws.compress.load_sparse, path, error=CompressError)
+    assert "damaged at w: it declares tensors of 4,000,000,000,000 bytes" in refused(
+        ws.compress.load_sparse, path, error=CompressError
+    )
 
 
 def test_a_layer_of_zeros_is_no_bomb(tmp_path):

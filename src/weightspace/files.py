@@ -93,6 +93,25 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def renew_text(path: Path, text: str) -> bool:
+    """Write UTF-8 text where `path` holds another one or is missing: what is up to date keeps its time.
+
+    Args:
+        path: File to write; missing parent folders are made.
+        text: The whole content.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_text_atomically(path, text)
+    return True
+
+
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write bytes so that `path` holds either its old content or all of `content`.
 
