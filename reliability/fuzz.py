@@ -8,6 +8,7 @@ from seeds, so that what fails can be tried again: `--first 1234 --runs 1`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,8 @@ def _with_atheris(target: Target, runs: int, corpus: Path | None) -> None:
 
 def main() -> int:
     """Reads the arguments and attacks; exit code 1 if anything crashed."""
-    if "--atheris" in sys.argv:  # before anything is imported: what is imported later is instrumented
+    is_there = importlib.util.find_spec("atheris") is not None
+    if is_there and "--atheris" in sys.argv:  # before anything is imported: what is imported later is instrumented
         import atheris  # pyright: ignore[reportMissingImports] - an extra
 
         with atheris.instrument_imports(include=["weightspace"]):
@@ -54,6 +56,8 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, help="folder where atheris keeps what reaches new lines")
     options = parser.parse_args()
     if options.atheris:
+        if not is_there:
+            parser.error('--atheris needs the package atheris, which is not installed; run: pip install ".[fuzz]"')
         _with_atheris(names[options.target], options.runs, options.corpus)
         return 0
     tally = attack(names[options.target], options.runs, options.first)

@@ -19,6 +19,7 @@ import weightspace as ws
 from sharded_training import KINDS, STEPS, live, max_difference, open_kind, restore
 from weightspace.kernels.points import Channels, lies_in_rows, steps_in_rows
 from weightspace.manifolds import Constraint
+from weightspace.manifolds._free_steps import FreeStep
 from weightspace.optim._langevin_noise import NoiseSource
 from weightspace.optim._noise_places import Share, places_for, span_for
 from weightspace.sharding import ShardLayout
@@ -274,7 +275,7 @@ def test_rows_that_are_said_to_be_apart_are(manifold: ws.manifolds.Manifold, cha
         constraint = Constraint(manifold, end, channels)
         constraint.project_(end)
         step = end - 0.1 * torch.sin(part)
-        constraint.follow_(end, step)
+        constraint.follow_(end, step, FreeStep())
         ends.append(step)
     assert torch.allclose(ends[0], torch.cat(ends[1:]), rtol=0, atol=1e-12)
 
