@@ -36,9 +36,9 @@ def render(data: Record, reasons: Mapping[str, str] = REASONS) -> str:
         f"Ours is first in {len(first)} of {len(contests)} contests, level in {len(level)}.",
         "\n".join(
             [
-                "| contest | ours, ms | best peer, ms | peer / ours: median (quartiles) | times the floor | peak memory, MiB: ours / peer | error: ours / peer | verdict |",
+                "| contest | verdict | ours, ms | best peer, ms | peer / ours: median (quartiles) | times the floor | peak memory, MiB: ours / peer | error: ours / peer |",
                 "|---|---|---|---|---|---|---|---|",
-                *(_row(name, contest) for name, contest in contests.items()),
+                *(_row(contest) for contest in contests.values()),
             ]
         ),
         _legend(data),
@@ -85,7 +85,7 @@ def _head(data: Record) -> str:
     without = f" Not installed, so left out: {'; '.join(absent)}." if absent else ""
     return (
         f"Written by `{data['command']}` on {data['date']}: {data['machine']}. Other packages: {versions}.{without} "
-        "They come with `pip install weightspace[bench]`. `--only NAME ...` measures some contests anew and keeps the rest, `--quick` only shows that it runs."
+        'They come with `pip install -c constraints.txt -e ".[bench]"` in a checkout. `--only NAME ...` measures some contests anew and keeps the rest, `--quick` only shows that it runs.'
     )
 
 
@@ -103,21 +103,20 @@ def _legend(data: Record) -> str:
     )
 
 
-def _row(name: str, contest: Record) -> str:
+def _row(contest: Record) -> str:
     ours, rival = _by_name(contest, contest["ours"]), _by_name(contest, contest["rival"])
     floor = contest["floor"]
     times = "–" if floor is None or ours is None else f"{ours['ms'] / floor['ms']:.2g}"
     cells = [
         f"[{contest['title']}](benchmarks-contests.md#{_anchor(contest['title'])})",
+        contest["verdict"] if contest["verdict"] in {"first", ALONE} else f"**{contest['verdict']}**",
         "–" if ours is None else f"{ours['ms']:.3g}",
         "–" if rival is None else f"{rival['name']}: {rival['ms']:.3g}",
         _ratio(contest["ratio"]),
         times,
         f"{_memory(ours)} / {_memory(rival)}",
         f"{_error(ours)} / {_error(rival)}",
-        contest["verdict"] if contest["verdict"] in {"first", ALONE} else f"**{contest['verdict']}**",
     ]
-    del name
     return "| " + " | ".join(cells) + " |"
 
 
