@@ -233,7 +233,7 @@ def test_the_first_page_says_who_is_first_and_why_not(load: Callable[[str], Modu
     )
     text = page.render(both, {"b": "The floor forbids it."})
     assert (
-        "| [A step](benchmarks-contests.md#a-step) | 2 | theirs: 5 | 2.50 (2.40–2.60) | 4 | 3 / – | 1.0e-07 / – | first |"
+        "| [A step](benchmarks-contests.md#a-step) | first | 2 | theirs: 5 | 2.50 (2.40–2.60) | 4 | 3 / – | 1.0e-07 / – |"
     ) in text
     assert "first in 1 of 3 contests, level in 1" in text
     assert "**Another** (behind: theirs takes 0.50 of our time). The floor forbids it." in text
@@ -254,7 +254,7 @@ def test_the_details_show_everyone(load: Callable[[str], ModuleType]) -> None:
 
 def test_a_page_without_rivals_or_floor_is_written(load: Callable[[str], ModuleType]) -> None:
     alone = record("alone", rival=None, ratio=None, floor=None)
-    assert "| [A step](benchmarks-contests.md#a-step) | 2 | – | – | – | 3 / – | 1.0e-07 / – | alone |" in load(
+    assert "| [A step](benchmarks-contests.md#a-step) | alone | 2 | – | – | – | 3 / – | 1.0e-07 / – |" in load(
         "contests_page"
     ).render(data(a=alone))
     nobody = record("no answer of ours", ours=None, rival=None, ratio=None)
