@@ -48,6 +48,7 @@ class Number:
         measure: The computation.
         condition: Where it must lie; None for what is shown and decides nothing.
         form: Format of mean and ends.
+        is_time: It depends on the machine, so a rerun shows it and does not judge it.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Number:
     measure: Measure
     condition: Condition | None = None
     form: str = "+.2f"
+    is_time: bool = False
 
 
 @dataclass(frozen=True)

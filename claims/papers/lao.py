@@ -102,7 +102,7 @@ CLAIMS = (
         (
             *(Number(f"{m}: work for each parameter, largest size over smallest", "claims/linear-cost.json", "by counting operations", _growth(m), at_most(1.25), ".2f") for m in METRICS),
             *(Number(f"{m}: work for each parameter", "claims/linear-cost.json", "by counting operations", lambda f, level, m=m: exact(work_per_parameter(f, m)[-1], len(f["parameters"])), None, ".1f") for m in METRICS),
-            *(Number(f"{m}: exponent of the time", "claims/linear-cost.json", _MEAN + " over repetitions", _exponent(m), None, ".2f") for m in ("copy", *METRICS)),
+            *(Number(f"{m}: exponent of the time", "claims/linear-cost.json", _MEAN + " over repetitions", _exponent(m), None, ".2f", is_time=True) for m in ("copy", *METRICS)),
         ),
         "benchmarks-metrics.md",
         unit_of_n="sizes, or repetitions",
