@@ -95,9 +95,9 @@ def lipschitz_bound(
         3.0
     """
     types = dict(given or {})
-    wrong = [kind.__name__ for kind, c in types.items() if not (math.isfinite(c) and c >= 0)]
-    if wrong:
-        raise InspectionError(f"given[{wrong[0]}] is {types[_named(types, wrong[0])]}; a constant is a number >= 0.")
+    for kind, constant in types.items():
+        if not (math.isfinite(constant) and constant >= 0):
+            raise InspectionError(f"given[{kind.__name__}] is {constant}; a constant is a number >= 0.")
     if example_input.ndim < 2 or not len(example_input) or not example_input.is_floating_point():
         raise InspectionError(
             f"example_input has shape {tuple(example_input.shape)} and dtype {example_input.dtype}; pass a batch of "
@@ -206,10 +206,6 @@ def _result(graph: fx.Graph, walk: Walk) -> LipschitzBound:
         return LipschitzBound(value, tuple(walk.pieces))
     source = output.all_input_nodes[0]
     return LipschitzBound(value, tuple(walk.pieces), walk.bounds[source], linear.weight)
-
-
-def _named(types: Mapping[type[nn.Module], float], name: str) -> type[nn.Module]:
-    return next(kind for kind in types if kind.__name__ == name)
 
 
 def _rounded_up(value: float) -> str:

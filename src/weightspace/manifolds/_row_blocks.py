@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -172,14 +172,5 @@ def free_rows(manifold: Manifold, x: torch.Tensor, *others: torch.Tensor) -> Fre
 
 def _part_of(adaptive: Adaptive, part: slice) -> Adaptive:
     """The same for some of the points, in the memory of all."""
-    flat = adaptive.s.view(-1, 1, 1)
     largest = None if adaptive.largest is None else adaptive.largest.view(-1, 1, 1)[part]
-    return Adaptive(
-        adaptive.rate,
-        adaptive.beta1,
-        adaptive.beta2,
-        adaptive.correction,
-        adaptive.eps,
-        flat[part],
-        largest,
-    )
+    return replace(adaptive, s=adaptive.s.view(-1, 1, 1)[part], largest=largest)
