@@ -73,10 +73,9 @@ class FreeStiefel:
         dim = max(1, self._manifold.dim(*self._x.shape[-2:]))
         squares = squared_norm(self._manifold, mixing, self._buffer).reshape(adaptive.s.shape[:-2])
         rates = adaptive.rates(squares / dim)
-        if rates.numel() == 1:
-            self._x.add_(m, alpha=float(rates))
-        else:
-            self._x.addcmul_(m, rates.reshape(-1, 1, 1))
+        self._x.addcmul_(
+            m, rates.view(-1, *[1] * (self._x.ndim - 1))
+        )  # no number is read: an accelerator is not waited for
         fallbacks = self._put_on(self._x)
         self._make_tangent(m, self._x)
         return fallbacks
